@@ -1,0 +1,138 @@
+"""From what Hydra composed to a checked, frozen :class:`Config`, and back to plain containers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, asdict, fields, make_dataclass
+from dataclasses import field as dataclass_field
+from typing import Any, get_type_hints
+
+from gradstab.config.fields import problem_with
+from gradstab.config.registry import OPTIONS, Option
+from gradstab.config.rules import check_rules, resolve
+from gradstab.config.run import GROUPS, Config, Run
+from gradstab.errors import ConfigError
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def register_schema() -> None:
+    """Put every option under ``schema/<group>`` into Hydra's ConfigStore.
+
+    The schema fixes which keys exist and their defaults. Types and ranges are checked by :func:`from_hydra`, all
+    at once and in gradstab's words.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(group="schema", name="run", node=_schema_of(Run, *GROUPS))
+    for group, options in OPTIONS.items():
+        for name, option in options.items():
+            store.store(group=f"schema/{group}", name=name, node=_schema_of(option))
+
+
+def _schema_of(cls: type[Any], *groups: str) -> type[Any]:
+    """A twin of a frozen dataclass that Hydra can merge into, with room for the groups' options."""
+    knobs = [(f.name, Any, dataclass_field(default=f.default)) for f in fields(cls)]
+    return make_dataclass(cls.__name__, [*knobs, *((group, Any, dataclass_field(default=None)) for group in groups)])
+
+
+def to_container(config: Config) -> dict[str, Any]:
+    """The configuration as nested dicts, scalars first, in the order of the schema: what config.yaml holds."""
+    whole = asdict(config)
+    del whole["n_train"]
+    return whole
+
+
+def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
+    """Check a composed configuration (a DictConfig or nested mappings) and freeze it.
+
+    ``overrides`` are the command line's own words: a knob that was set there although it has no effect is an
+    error, even at its default value. Raises :class:`ConfigError` with one line for each thing that is wrong.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(composed, DictConfig):
+        try:
+            composed = OmegaConf.to_container(composed, resolve=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(str(error).splitlines()[0]) from error
+    if not isinstance(composed, Mapping):
+        raise ConfigError(f"the configuration is {composed!r}: it must be a mapping of keys to values")
+
+    problems = _unknown_keys(composed, [*(f.name for f in fields(Run)), *GROUPS])
+    values = _read_fields(Run, composed, "", problems)
+    for group in GROUPS:
+        values[group] = _read_option(group, composed.get(group), problems)
+    if problems:
+        raise ConfigError(*problems)
+    config = resolve(values)
+    check_rules(config, explicit={text.split("=", 1)[0].lstrip("+~") for text in overrides})
+    return config
+
+
+def _read_option(group: str, node: Any, problems: list[str]) -> Option | None:
+    name = node.get("name") if isinstance(node, Mapping) else node
+    cls = OPTIONS[group].get(name) if isinstance(name, str) else None
+    if cls is None or not isinstance(node, Mapping):
+        problems.append(f"{group}={name}: {one_of(OPTIONS[group], str(name))}")
+        return None
+    problems += _unknown_keys(node, [f.name for f in fields(cls)], group, name)
+    values = _read_fields(cls, node, f"{group}.", problems)
+    return cls(**values)
+
+
+def _read_fields(cls: type[Any], node: Mapping[Any, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for f in fields(cls):
+        value = node.get(f.name, f.default)
+        key = f"{prefix}{f.name}"
+        problem, values[f.name] = _check_value(f, hints[f.name], value)
+        if problem:
+            problems.append(f"{key}={_shown(value)}: {problem}")
+    return values
+
+
+def _check_value(f: Field[Any], hint: Any, value: Any) -> tuple[str | None, Any]:
+    """What is wrong with a value (or None), and the value as the field's type."""
+    wanted = next((t for t in _WORDS if hint in (t, t | None)), None)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    fits = wanted is None or (isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)))
+    if not fits and not (value is None and f.default is None):
+        allowed = f.metadata.get("allowed")
+        return f"must be {_WORDS[wanted]}" + (f" ({allowed})" if allowed else ""), value  # type: ignore[index]
+    problem = problem_with(f, value)
+    return problem, tuple(value) if isinstance(value, list) else value
+
+
+def _unknown_keys(
+    node: Mapping[Any, Any], known: Iterable[str], group: str | None = None, name: str | None = None
+) -> list[str]:
+    known = list(known)
+    where = f"{group}={name}" if group else "a run"
+    prefix = f"{group}." if group else ""
+    return [
+        f"{prefix}{key}={_shown(node[key])}: {where} has no such knob; {one_of((k for k in known if k != 'name'), key)}"
+        for key in map(str, node)
+        if key not in known
+    ]
+
+
+def one_of(options: Iterable[str], given: str) -> str:
+    """'did you mean ...?' where something is near, and all that is allowed."""
+    options = list(options)
+    if not options:
+        return "it has none"
+    near = difflib.get_close_matches(given, options, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{hint}allowed: {', '.join(options)}"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,70 @@
+"""Declaring a knob: its default, its range, and what to say when a value is outside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import Field, field
+from typing import Any
+
+MAX_SEED = 2**32 - 1
+
+
+def number(
+    default: float | None,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field for a finite number within bounds; a default of None makes it optional."""
+    words = [
+        f"{text} {bound:g}" if abs(bound) < 1e6 else f"{text} {bound}"
+        for text, bound in (
+            ("above", above),
+            ("at least", at_least),
+            ("below", below),
+            ("at most", at_most),
+        )
+        if bound is not None
+    ]
+
+    def problem(value: Any) -> str | None:
+        inside = (
+            math.isfinite(value)
+            and (above is None or value > above)
+            and (at_least is None or value >= at_least)
+            and (below is None or value < below)
+            and (at_most is None or value <= at_most)
+        )
+        return None if inside else "must be a finite number" + (f", {' and '.join(words)}" if words else "")
+
+    return field(default=default, metadata={"problem": problem, "allowed": ", ".join(words)})
+
+
+def choice(default: str | None, *options: str) -> Any:
+    """A dataclass field that holds one of ``options``; a default of None makes it optional."""
+
+    def problem(value: Any) -> str | None:
+        return None if value in options else f"must be one of {', '.join(options)}"
+
+    return field(default=default, metadata={"problem": problem, "allowed": " | ".join(options)})
+
+
+def checked(default: Any, problem: Callable[[Any], str | None], allowed: str) -> Any:
+    """A dataclass field with a check of its own: ``problem`` returns what is wrong with a value, or None."""
+    return field(default=default, metadata={"problem": problem, "allowed": allowed})
+
+
+def positive_int(value: Any) -> bool:
+    """True for an int above 0; YAML's booleans, which Python counts as ints, are not meant."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def problem_with(field_: Field[Any], value: Any) -> str | None:
+    """What is wrong with ``value`` for this field, or None. None itself is allowed where it is the default."""
+    check: Callable[[Any], str | None] | None = field_.metadata.get("problem")
+    if check is None or (value is None and field_.default is None):
+        return None
+    return check(value)

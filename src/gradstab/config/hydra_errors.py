@@ -1,0 +1,40 @@
+"""Hydra's errors in gradstab's words: one line that names the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from gradstab.config.compose import one_of
+from gradstab.config.run import GROUPS, Run
+from gradstab.errors import ConfigError
+
+_SCALARS = tuple(f.name for f in fields(Run))
+
+
+def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Turn what Hydra or OmegaConf raised while composing into a :class:`ConfigError`."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return ConfigError(f"{group}={name}: {one_of(error.options, name)}")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(f"{error.override}: cannot be read; allowed: KEY=VALUE, KEY=VALUE,VALUE with -m")
+    cause = error.__cause__
+    key = getattr(cause, "full_key", None)
+    if cause is not None and key and type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError"):
+        return ConfigError(_unknown_key(str(key), getattr(cause, "parent_node", None), overrides))
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ConfigError(first_line)
+
+
+def _unknown_key(key: str, parent: Any, overrides: Sequence[str]) -> str:
+    given = next((text for text in overrides if text.lstrip("+~").split("=")[0] == key), key)
+    *path, last = key.split(".")
+    known = [str(k) for k in parent or () if k != "name"]
+    if not path:
+        return f"{given}: there is no such key; {one_of([*_SCALARS, *GROUPS, 'experiment'], last)}"
+    name = parent.get("name") if hasattr(parent, "get") else None
+    return f"{given}: {'.'.join(path)}={name} has no such knob; {one_of(known, last)}"

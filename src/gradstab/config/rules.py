@@ -1,0 +1,117 @@
+"""What has to hold between several settings: nonsense, and knobs without effect, are refused with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from gradstab.config.network_options import DeepMLP
+from gradstab.config.registry import Option
+from gradstab.config.run import Config
+from gradstab.config.training_options import N_TRAIN
+from gradstab.errors import ConfigError
+
+DEFAULT_STEPS = 1000
+DEFAULT_DEPTH = 20
+DEFAULT_BATCH = 128
+
+
+def resolve(values: Mapping[str, Any]) -> Config:
+    """Fill in what was left open: depth from a list of widths, the position of norm, batch size and steps."""
+    data: Option = values["data"]
+    n_train = N_TRAIN[data.name] or data.knobs["n_train"]
+    config = Config(**values, n_train=n_train)
+    if isinstance(config.model, DeepMLP) and config.model.depth is None:
+        width = config.model.width
+        depth = len(width) if isinstance(width, tuple) else DEFAULT_DEPTH
+        config = replace(config, model=replace(config.model, depth=depth))
+    if config.batch_size is None:
+        config = replace(config, batch_size=DEFAULT_BATCH if n_train >= DEFAULT_BATCH else "full")
+    if config.steps is None and config.epochs is None:
+        config = replace(config, steps=DEFAULT_STEPS)
+    return config
+
+
+Rule = Callable[[Config, Callable[[str], bool]], Iterator[str]]
+
+
+def check_rules(config: Config, explicit: Collection[str]) -> None:
+    """Raise :class:`ConfigError` with one line for each rule broken; ``explicit`` holds the keys the user set."""
+
+    def was_set(key: str) -> bool:
+        """Whether a knob was named on the command line or differs from its default."""
+        group, _, knob = key.partition(".")
+        if key in explicit:
+            return True
+        if not knob:
+            return False
+        option: Option = getattr(config, group)
+        default = next(f.default for f in fields(option) if f.name == knob)
+        return bool(option.knobs[knob] != default)
+
+    problems = [problem for rule in _RULES for problem in rule(config, was_set)]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _length(config: Config, _was_set: Callable[[str], bool]) -> Iterator[str]:
+    if config.steps is not None and config.epochs is not None:
+        yield f"epochs={config.epochs}: steps={config.steps} is set too; give one of the two, the other null"
+    if config.batch_size != "full" and config.batch_size > config.n_train:
+        yield (
+            f"batch_size={config.batch_size}: data={config.data.name} has {config.n_train:,} training samples; "
+            f"allowed: 1 to {config.n_train}, or full"
+        )
+    if config.model.knobs.get("norm") == "batch" and config.batch == 1:
+        yield f"batch_size={config.batch_size}: model.norm=batch needs at least 2 samples to take statistics of"
+
+
+def _depth(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
+    model = config.model
+    if not isinstance(model, DeepMLP):
+        return
+    if isinstance(model.width, tuple) and len(model.width) != model.depth:
+        yield (
+            f"model.width={list(model.width)}: {len(model.width)} widths for model.depth={model.depth}; "
+            "allowed: one width, or one for each hidden layer"
+        )
+    if model.depth == 0:
+        for key in ("width", "norm", "norm_position", "dropout", "residual"):
+            if was_set(f"model.{key}"):
+                yield f"model.{key}={model.knobs[key]}: no effect with model.depth=0, a linear model"
+        if was_set("act"):
+            yield f"act={config.act.name}: no effect with model.depth=0, a linear model; leave it out"
+    if model.depth == 1 and was_set("model.residual"):
+        yield f"model.residual={model.residual}: no effect with model.depth=1; blocks start at the second hidden layer"
+
+
+def _norm_position(config: Config, _was_set: Callable[[str], bool]) -> Iterator[str]:
+    knobs = config.model.knobs
+    if knobs.get("norm") == "none" and knobs["norm_position"] is not None:
+        yield f"model.norm_position={knobs['norm_position']}: no effect with model.norm=none; allowed: null"
+
+
+def _data(config: Config, _was_set: Callable[[str], bool]) -> Iterator[str]:
+    data, model, loss = config.data.name, config.model.name, config.loss.name
+    if data == "line" and loss != "mse":
+        yield f"loss={loss}: data=line is a regression without classes; allowed: mse"
+    if data in ("line", "gaussian") and model != "deep_mlp":
+        yield f"model={model}: needs images, data={data} has none; allowed: deep_mlp"
+
+
+def _init(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
+    name, knobs = config.init.name, config.init.knobs
+    model = config.model
+    if name == "zeros" and was_set("init.gain"):
+        yield f"init.gain={knobs['gain']}: no effect with init=zeros; 0 times any gain is 0"
+    if name in ("orthogonal", "delta_orthogonal", "identity") and model.name == "lenet5_1998":
+        yield f"init={name}: model=lenet5_1998 lacks connections (its C3 table), so no matrix of it can be orthogonal"
+    if name == "fixup" and (model.knobs.get("residual", "none") == "none" or model.knobs.get("norm") != "none"):
+        yield "init=fixup: is for residual networks without norm; set model.residual=add model.norm=none"
+    zero = name in ("zeros", "fixup") or 0 in (knobs.get(key) for key in ("value", "std", "bound", "sigma_w2"))
+    if zero and config.constraint.name in ("weight_norm", "spectral_norm"):
+        yield f"constraint={config.constraint.name}: divides by the norm of weights that init={name} sets to 0"
+
+
+_RULES: tuple[Rule, ...] = (_length, _depth, _norm_position, _data, _init)

@@ -1,0 +1,81 @@
+"""The whole configuration of a run: its own scalars beside one option of each group."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradstab.config import network_options, optimizer_options, training_options
+from gradstab.config.fields import MAX_SEED, checked, choice, number, positive_int
+from gradstab.config.registry import OPTIONS, Option
+
+__all__ = ["GROUPS", "Config", "Run", "network_options", "optimizer_options", "training_options"]
+
+GROUPS = tuple(OPTIONS)
+
+
+def _batch_size_problem(value: Any) -> str | None:
+    return None if value == "full" or positive_int(value) else "must be a whole number above 0, or full"
+
+
+def _device_problem(value: Any) -> str | None:
+    known = isinstance(value, str) and re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value)
+    return None if known else "must be one of auto, cpu, cuda, cuda:N, mps"
+
+
+def _out_dir_problem(value: Any) -> str | None:
+    return None if str(value).strip() else "must be a folder's name"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The run's own scalars.
+
+    ``steps`` and ``epochs`` exclude each other; with neither, a run has 1,000 steps. A ``batch_size`` of None
+    stands for 128, or all samples where there are fewer.
+    """
+
+    seed: int = number(0, at_least=0, at_most=MAX_SEED)
+    steps: int | None = number(None, at_least=1)
+    epochs: int | None = number(None, at_least=1)
+    batch_size: Any = checked(None, _batch_size_problem, "a number of samples, or full")
+    eval_every: int = number(100, at_least=1)
+    target_loss: float | None = number(None, at_least=0)
+    on_divergence: str = choice("stop", "stop", "skip")
+    device: str = checked("auto", _device_problem, "auto | cpu | cuda | cuda:N | mps")
+    precision: str = choice("float32", "float32", "float64", "bfloat16")
+    deterministic: bool = False
+    out_dir: str | None = checked(None, _out_dir_problem, "a folder that holds no run yet")
+    quiet: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Run):
+    """A whole run, checked and resolved: what ``config.yaml`` in a run's directory holds."""
+
+    model: Option
+    act: Option
+    init: Option
+    optimizer: Option
+    schedule: Option
+    clip: Option
+    constraint: Option
+    penalty: Option
+    loss: Option
+    data: Option
+    measure: Option
+    n_train: int = field(repr=False)
+
+    @property
+    def batch(self) -> int:
+        """The number of samples in a batch."""
+        return self.n_train if self.batch_size == "full" else int(self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps the run is to take; an epoch leaves out the last, incomplete batch."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.epochs * (self.n_train // self.batch)

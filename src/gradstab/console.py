@@ -1,0 +1,200 @@
+"""Everything that a person sees in the terminal during and after a run."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from gradstab.config import Config
+from gradstab.events import shown_layers
+from gradstab.measure.recorder import Latest
+from gradstab.training import Display, Outcome, Parts
+
+BAR_WIDTH = 18
+MAX_ROWS = 24
+# Factors over the whole depth: what training usually survives, and what it does not.
+STEADY = 1e2
+
+
+class _Quiet:
+    """Shows nothing."""
+
+    def progress(self, done: int, latest: Latest) -> None:
+        """Nothing to show."""
+
+    def evaluated(self, done: int, loss: float, accuracy: float | None, latest: Latest) -> None:
+        """Nothing to show."""
+
+
+class _Lines:
+    """One plain line at each evaluation: for logs and pipes."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self._console = console
+        self._steps = steps
+
+    def progress(self, done: int, latest: Latest) -> None:
+        """Nothing between evaluations."""
+
+    def evaluated(self, done: int, loss: float, accuracy: float | None, latest: Latest) -> None:
+        """One line."""
+        test = f"test loss {loss:.4g}" + ("" if accuracy is None else f"  accuracy {accuracy:.2%}")
+        self._console.print(f"step {done:>6}/{self._steps}  {_state(latest)}  {test}", highlight=False, soft_wrap=True)
+
+
+class _Bar:
+    """A progress bar with the latest values beside it."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+        self._test = ""
+
+    def progress(self, done: int, latest: Latest) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=done, state=f"{_state(latest)}{self._test}")
+
+    def evaluated(self, done: int, loss: float, accuracy: float | None, latest: Latest) -> None:
+        """Show the latest result on the test split."""
+        self._test = f"  test {loss:.3g}" if accuracy is None else f"  accuracy {accuracy:.1%}"
+        self.progress(done, latest)
+
+
+def _state(latest: Latest) -> str:
+    if not latest.layer_grad_norms:
+        return f"loss {latest.loss:.4g}"
+    first, last = latest.layer_grad_norms[0], latest.layer_grad_norms[-1]
+    return f"loss {latest.loss:.4g}  |grad| first {first:.1e} last {last:.1e}"
+
+
+@contextlib.contextmanager
+def display(config: Config, parts: Parts) -> Iterator[Display]:
+    """Say what is about to run, and show its progress: a bar in a terminal, lines elsewhere, nothing if quiet."""
+    console = Console()
+    if config.quiet:
+        yield _Quiet()
+        return
+    console.print(Text.assemble((headline(config, parts), "bold")), soft_wrap=True)
+    if not console.is_terminal:
+        yield _Lines(console, config.total_steps)
+        return
+    columns = (
+        BarColumn(20),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, transient=True, refresh_per_second=5) as progress:
+        yield _Bar(progress, progress.add_task("train", total=config.total_steps, state=""))
+
+
+def headline(config: Config, parts: Parts) -> str:
+    """The run in one line."""
+    model = config.model.name
+    depth = len(parts.probe.hidden)
+    widths = config.model.knobs.get("width")
+    shape = f" {depth} × {widths}" if isinstance(widths, int) and depth else f" {depth} hidden layers"
+    extras = [f"{g}={o.name}" for g in ("clip", "constraint", "penalty") if (o := getattr(config, g)).name != "none"]
+    pieces = [
+        f"{model}{shape}, {config.act.name}, {config.init.name}",
+        f"{config.optimizer.name} lr={config.optimizer.knobs['lr']:g}",
+        *extras,
+        f"{config.data.name}, batch {config.batch}",
+        f"{config.total_steps:,} steps on {parts.probe.parameters[0].device}",
+    ]
+    return " · ".join(pieces)
+
+
+def summary(config: Config, parts: Parts, outcome: Outcome, record: dict[str, Any], directory: Path) -> None:
+    """The end of a run: how it went, the gradient through depth, and where to look next."""
+    if config.quiet:
+        return
+    console = Console()
+    latest = outcome.latest
+    if latest.layer_grad_norms:
+        console.print(depth_table(parts.probe.tags, latest))
+        console.print(Text(reading(latest)), soft_wrap=True)
+    style = "green" if outcome.status == "completed" else "red"
+    console.print(Text(_ending(outcome, record), style=style), soft_wrap=True)
+    console.print(Text(f"run          {directory}"), soft_wrap=True)
+    console.print(Text(f"TensorBoard  tensorboard --logdir {directory}"), soft_wrap=True)
+
+
+def _ending(outcome: Outcome, record: dict[str, Any]) -> str:
+    text = f"{outcome.status} after {outcome.steps:,} steps in {record['seconds']:.1f} s"
+    if outcome.reason:
+        text += f": {outcome.reason}"
+    if record["skipped_steps"]:
+        text += f"; {record['skipped_steps']} steps skipped"
+    if record["clipped_steps"]:
+        text += f"; clipped in {record['clipped_steps']} steps"
+    if outcome.test_accuracy is not None and outcome.best_test_accuracy is not None:
+        text += f"; test accuracy {outcome.test_accuracy:.2%} (best {outcome.best_test_accuracy:.2%})"
+    elif outcome.evaluated:
+        text += f"; test loss {outcome.test_loss:.4g}"
+    return text
+
+
+def depth_table(tags: list[str], latest: Latest) -> Table:
+    """Every layer's gradient norms with a bar on a log scale, the layer nearest the input on top."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("layer")
+    table.add_column("‖∂L/∂W‖", justify="right", no_wrap=True)
+    table.add_column("log scale", min_width=BAR_WIDTH, no_wrap=True)
+    table.add_column("‖δ‖", justify="right")
+    table.add_column("log scale", min_width=BAR_WIDTH, no_wrap=True)
+    weights, signals = latest.layer_grad_norms, latest.signal_grad_norms
+    weight_bars, signal_bars = _log_bars(weights), _log_bars(signals)
+    rows = shown_layers(len(weights), MAX_ROWS)
+    for i in rows:
+        signal = (f"{signals[i]:.2e}", signal_bars[i]) if signals else ("", "")
+        table.add_row(tags[i], f"{weights[i]:.2e}", Text(weight_bars[i], "cyan"), signal[0], Text(signal[1], "magenta"))
+    if len(rows) < len(weights):
+        table.caption = f"{len(rows)} of {len(weights)} layers, evenly spaced"
+    return table
+
+
+def _log_bars(values: list[float]) -> list[str]:
+    """A bar for each value: empty for 0, its length the value's place between smallest and largest, in decades."""
+    logs = [math.log10(v) if 0 < v < math.inf else None for v in values]
+    known = [x for x in logs if x is not None]
+    low, high = (min(known), max(known)) if known else (0.0, 0.0)
+    # At least two decades, so that a flat profile looks flat.
+    low = min(low, high - 2)
+    eighths = " ▏▎▍▌▋▊▉"
+    bars = []
+    for value, x in zip(values, logs, strict=True):
+        if x is None:
+            bars.append("" if value == 0 else "not finite")
+            continue
+        length = round((1 + (BAR_WIDTH - 1) * (x - low) / (high - low)) * 8)
+        bars.append("█" * (length // 8) + eighths[length % 8].strip())
+    return bars
+
+
+def reading(latest: Latest) -> str:
+    """One line on the profile: what the signal's gradient does per layer, and over the whole depth."""
+    depth = latest.depth
+    if depth is None:
+        hidden = latest.signal_grad_norms[:-1]
+        zero = hidden and all(value == 0 for value in hidden)
+        return "no gradient reaches the hidden layers" if zero else "too few hidden layers for a depth factor"
+    whole = depth.factor ** (depth.layers - 1)
+    if whole < 1 / STEADY:
+        word = "vanishing"
+    elif whole > STEADY:
+        word = "exploding"
+    else:
+        word = "steady"
+    return (
+        f"{word}: going towards the input, δ changes by a factor of {depth.factor:.3f} per layer "
+        f"(R² {depth.r2:.2f}), {whole:.2g} over {depth.layers} layers"
+    )

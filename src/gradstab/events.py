@@ -1,0 +1,186 @@
+"""The run's TensorBoard event file: write it, and read it back.
+
+A record is framed as TensorFlow defined it (TFRecord): length, its checksum, an Event message, its checksum.
+Every quantity with an entry per layer is one tensor summary, ``layers/<quantity>``, in which inf and NaN survive;
+beside it go scalars that a person looks at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
+
+PLUGIN = "gradstab"
+VECTOR_PREFIX = "layers/"
+MAX_SHOWN = 64
+
+Vector = NDArray[np.float64]
+
+
+def shown_layers(count: int, at_most: int = MAX_SHOWN) -> list[int]:
+    """The layers shown one by one: all, or evenly spaced ones, the first and the last included."""
+    if count <= at_most:
+        return list(range(count))
+    return [round(i * (count - 1) / (at_most - 1)) for i in range(at_most)]
+
+
+def layer_tags(names: Sequence[str]) -> list[str]:
+    """Names that sort by depth: a zero-padded index, then the layer's own name."""
+    digits = max(2, len(str(len(names) - 1)))
+    return [f"{index:0{digits}d}_{name}" for index, name in enumerate(names)]
+
+
+class EventWriter:
+    """Appends to one event file in ``directory``; ``layers`` are the tags of all layers, nearest the input first."""
+
+    def __init__(self, directory: Path, layers: Sequence[str]) -> None:
+        self.path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._file = self.path.open("xb")
+        self._layers = list(layers)
+        self._described: set[str] = set()
+        self._tags: dict[tuple[str, int], list[tuple[int, str]]] = {}
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def write(
+        self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector], wall_time: float | None = None
+    ) -> None:
+        """Record one step: scalars by tag, and vectors by quantity with an entry per layer (or per hidden layer)."""
+        summary = Summary()
+        for tag, value in scalars.items():
+            summary.value.add(tag=tag, simple_value=value)
+        for quantity, vector in vectors.items():
+            summary.value.append(self._vector(quantity, vector))
+            values = vector.tolist()
+            for index, tag in self._layer_scalars(quantity, len(values)):
+                summary.value.add(tag=tag, simple_value=values[index])
+        self._write(Event(wall_time=wall_time or time.time(), step=step, summary=summary))
+
+    def write_summary(self, summary: Summary, step: int = 0) -> None:
+        """Record a summary made elsewhere (hyperparameters, layouts)."""
+        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        """Hand everything written so far to the operating system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close; nothing can be written afterwards."""
+        self._file.close()
+
+    def _vector(self, quantity: str, vector: Vector) -> Summary.Value:
+        tag = VECTOR_PREFIX + quantity
+        tensor = TensorProto(
+            dtype=DT_DOUBLE,
+            tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(vector))]),
+            tensor_content=vector.astype("<f8", copy=False).tobytes(),
+        )
+        value = Summary.Value(tag=tag, tensor=tensor)
+        if tag not in self._described:
+            # TensorBoard remembers what the first value of a tag says of itself.
+            self._described.add(tag)
+            content = json.dumps({"layers": self._layers[: len(vector)]}).encode()
+            plugin_data = SummaryMetadata.PluginData(plugin_name=PLUGIN, content=content)
+            value.metadata.CopyFrom(SummaryMetadata(plugin_data=plugin_data, data_class=DATA_CLASS_TENSOR))
+        return value
+
+    def _layer_scalars(self, quantity: str, count: int) -> list[tuple[int, str]]:
+        key = (quantity, count)
+        if key not in self._tags:
+            self._tags[key] = [(i, f"{quantity}/{self._layers[i]}") for i in shown_layers(count)]
+        return self._tags[key]
+
+    def _write(self, event: Event) -> None:
+        data = event.SerializeToString()
+        header = struct.pack("<Q", len(data))
+        self._file.write(header + _masked_crc(header) + data + _masked_crc(data))
+
+
+def _masked_crc(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+@dataclass
+class Series:
+    """One tag through a run: steps [n], and values [n] for a scalar or [n, layers] for a vector."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass
+class Records:
+    """What event files hold: scalars by tag, vectors by quantity, and the layers' tags, nearest the input first."""
+
+    scalars: dict[str, Series] = field(default_factory=dict)
+    vectors: dict[str, Series] = field(default_factory=dict)
+    layers: list[str] = field(default_factory=list)
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """The events of one file, in order, up to the first record that is cut off or damaged."""
+    with path.open("rb") as file:
+        while True:
+            header = file.read(12)
+            if len(header) < 12 or _masked_crc(header[:8]) != header[8:]:
+                return
+            (length,) = struct.unpack("<Q", header[:8])
+            body = file.read(length + 4)
+            if len(body) < length + 4 or _masked_crc(body[:length]) != body[length:]:
+                return
+            yield Event.FromString(body[:length])
+
+
+def read_records(directory: Path) -> Records:
+    """Everything the event files in a run's directory recorded, each file up to where it is whole."""
+    scalars: dict[str, tuple[list[int], list[float]]] = {}
+    vectors: dict[str, tuple[list[int], list[Vector]]] = {}
+    records = Records()
+    for path in sorted(directory.glob("events.out.tfevents.*")):
+        for event in read_events(path):
+            for value in event.summary.value:
+                _collect(event.step, value, scalars, vectors, records)
+    records.scalars = {tag: Series(np.array(s, np.int64), np.array(v)) for tag, (s, v) in scalars.items()}
+    records.vectors = {name: Series(np.array(s, np.int64), np.stack(v)) for name, (s, v) in vectors.items()}
+    return records
+
+
+def _collect(
+    step: int,
+    value: Summary.Value,
+    scalars: dict[str, tuple[list[int], list[float]]],
+    vectors: dict[str, tuple[list[int], list[Vector]]],
+    records: Records,
+) -> None:
+    kind = value.WhichOneof("value")
+    series: dict[str, tuple[list[int], list[Any]]]
+    entry: Any
+    if kind == "simple_value":
+        series, name, entry = scalars, value.tag, value.simple_value
+    elif kind == "tensor" and value.tag.startswith(VECTOR_PREFIX):
+        entry = np.frombuffer(value.tensor.tensor_content, "<f8")
+        series, name = vectors, value.tag.removeprefix(VECTOR_PREFIX)
+        if value.metadata.plugin_data.content:
+            layers = json.loads(value.metadata.plugin_data.content)["layers"]
+            records.layers = max(records.layers, layers, key=len)
+    else:
+        return
+    steps, values = series.setdefault(name, ([], []))
+    steps.append(step)
+    values.append(entry)

@@ -1,0 +1,169 @@
+"""Reading a network's gradients and activations during a training step, without changing that step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gradstab.activations import derivative, max_slope
+from gradstab.events import layer_tags
+from gradstab.measure import quantities as q
+from gradstab.models.blocks import Layer
+
+# Each quantity by name: a 1-D tensor with an entry for each layer or, where there is none for the output, for
+# each hidden layer; nearest the input first.
+Quantities = dict[str, Tensor]
+
+
+@dataclass
+class _Seen:
+    """What one forward pass showed of one layer: h with its gradient to come, φ's input and output."""
+
+    h: Tensor | None = None
+    activation_input: Tensor | None = None
+    activation: Tensor | None = None
+
+
+class Probe:
+    """Measures one model. ``parameters`` fixes the order of everything that is per parameter: weights first.
+
+    A layer's gradient norm is that of the parameters its weight is made of: W itself, or g and v together under
+    weight normalisation, which is what the optimizer sees.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
+        self.layers = tuple(layers)
+        self.tags = layer_tags([layer.name for layer in self.layers])
+        weights = [layer.weight_parameters() for layer in self.layers]
+        first = [parameter for group in weights for parameter in group]
+        taken = set(map(id, first))
+        self.parameters = [*first, *(p for p in model.parameters() if id(p) not in taken)]
+        self.n_weights = len(first)
+        device = self.parameters[0].device
+        self._layer_of = torch.tensor([i for i, group in enumerate(weights) for _ in group], device=device)
+        self._one_each = len(first) == len(self.layers)
+        half = self.parameters[0].dtype in (torch.bfloat16, torch.float16)
+        # On a GPU the wider sum is free next to the memory traffic; on the CPU it would double the cost of a norm.
+        self._dtype = torch.float64 if device.type == "cuda" else torch.float32 if half else None
+        self._may_widen = device.type == "cpu"
+
+    @property
+    def hidden(self) -> tuple[Layer, ...]:
+        """The layers that have an activation."""
+        return tuple(layer for layer in self.layers if layer.activation is not None)
+
+    def gradients(self) -> list[Tensor]:
+        """The gradient of every parameter; zeros for one that the loss does not depend on."""
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+
+    def grad_norms(self, grads: Sequence[Tensor]) -> Tensor:
+        """The norm of each parameter's gradient, [P]."""
+        return q.norms(grads, self._dtype)
+
+    def checked(self, grads: Sequence[Tensor], norms: Tensor) -> tuple[Tensor, bool]:
+        """``norms``, and whether all are finite: two numbers cross to the host.
+
+        Where float32 could not hold the squares of tiny or huge gradients, the norms are taken again in float64.
+        """
+        low, high = torch.stack(torch.aminmax(norms)).tolist()
+        if self._may_widen and norms.dtype == torch.float32 and not (low > 1e-16 and high < 1e18):
+            norms = q.norms(grads, torch.float64)
+            return norms, bool(torch.isfinite(norms).all())
+        return norms, math.isfinite(high)
+
+    def by_layer(self, norms: Tensor) -> Tensor:
+        """Norms per parameter [..., P] as norms per layer [..., L]."""
+        own = norms[..., : self.n_weights]
+        if self._one_each:
+            return own
+        squares = torch.zeros(*own.shape[:-1], len(self.layers), dtype=own.dtype, device=own.device)
+        return squares.index_add_(-1, self._layer_of, own**2).sqrt_()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Callable[[], Quantities]]:
+        """Watch one forward and backward pass; the callable gives all quantities once backward has run.
+
+        Hooks live only inside the context. They keep references to tensors that the pass makes anyway.
+        """
+        seen = [_Seen() for _ in self.layers]
+        handles = []
+        for layer, slot in zip(self.layers, seen, strict=True):
+            handles.append(layer.affine.register_forward_hook(_keep_h(slot)))
+            if layer.activation is not None:
+                handles.append(layer.activation.register_forward_hook(_keep_activation(slot)))
+        try:
+            yield lambda: self._reading(seen)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def _reading(self, seen: Sequence[_Seen]) -> Quantities:
+        values: dict[str, list[Tensor]] = {}
+        for layer, slot in zip(self.layers, seen, strict=True):
+            assert slot.h is not None
+            h_grad = torch.zeros_like(slot.h) if slot.h.grad is None else slot.h.grad
+            values.setdefault("signal_grad_norm", []).append(q.signal_grad_norm(h_grad))
+            values.setdefault("weight_norm", []).append(effective_weight(layer).norm())
+            if layer.activation is not None:
+                assert slot.activation is not None
+                assert slot.activation_input is not None
+                values.setdefault("activation_mean", []).append(q.activation_mean(slot.activation))
+                values.setdefault("activation_std", []).append(q.activation_std(slot.activation))
+                slope = derivative(layer.activation, slot.activation_input)
+                values.setdefault("dead_fraction", []).append(q.dead_fraction(slope))
+                steepest = max_slope(layer.activation)
+                if steepest is not None:
+                    values.setdefault("saturated_fraction", []).append(q.saturated_fraction(slope, steepest))
+        return {name: torch.stack(per_layer) for name, per_layer in values.items()}
+
+    @torch.no_grad()
+    def weights(self) -> list[Tensor]:
+        """Copies of every layer's effective weight, to hold the next step's against."""
+        return [effective_weight(layer).clone() for layer in self.layers]
+
+    @torch.no_grad()
+    def update_ratio(self, before: Sequence[Tensor]) -> Tensor:
+        """‖ΔW‖/‖W‖ of each layer since :meth:`weights` gave ``before``, [L]."""
+        after = (effective_weight(layer) for layer in self.layers)
+        return torch.stack([q.update_ratio(old, new) for old, new in zip(before, after, strict=True)])
+
+
+def effective_weight(layer: Layer) -> Tensor:
+    """The layer's W as its forward pass uses it.
+
+    Reading a spectrally normalised weight in training mode runs a power iteration, which would change the run;
+    its parametrization is asked as if in evaluation.
+    """
+    module = layer.affine
+    if not parametrize.is_parametrized(module, "weight"):
+        return layer.weight_parameters()[0]
+    parametrization = module.get_submodule("parametrizations.weight")
+    modes = [(part, part.training) for part in parametrization.modules()]
+    parametrization.eval()
+    weight: Tensor = parametrization()
+    for part, training in modes:
+        part.training = training
+    return weight
+
+
+def _keep_h(slot: _Seen) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(_module: nn.Module, _args: tuple[Tensor, ...], h: Tensor) -> None:
+        if h.requires_grad:
+            h.retain_grad()
+        slot.h = h
+
+    return hook
+
+
+def _keep_activation(slot: _Seen) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], a: Tensor) -> None:
+        slot.activation_input, slot.activation = args[0].detach(), a.detach()
+
+    return hook

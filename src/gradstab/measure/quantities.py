@@ -1,0 +1,112 @@
+"""What is measured, as pure functions: tensors in, tensors on the same device out, nothing read on the host.
+
+Symbols: layer l computes h = W a + b (pre-activation), its activation is φ(h); a batch has B samples and the loss
+is the mean of the samples' own losses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    """The Frobenius norm of each tensor, as a 1-D tensor.
+
+    ``dtype`` is the one that squares are summed in. In float32 they overflow for norms above about 1e19 and
+    vanish below about 1e-22; float64 has neither limit but is slower.
+    """
+    return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=dtype))
+
+
+def safe_norm(x: Tensor, dim: int) -> Tensor:
+    """The Euclidean norm over ``dim``, exact also where squares would overflow or vanish; inf and NaN stay so."""
+    peak = x.abs().amax(dim, keepdim=True)
+    scale = torch.where(torch.isfinite(peak) & (peak > 0), peak, torch.ones_like(peak))
+    norm: Tensor = torch.linalg.vector_norm(x / scale, dim=dim)
+    return norm * scale.squeeze(dim)
+
+
+def signal_grad_norm(h_grad: Tensor) -> Tensor:
+    """√(mean over samples of ‖∂ℓ_i/∂h_i‖²), ℓ_i being the sample's own loss; 0-d.
+
+    ``h_grad`` is ∂L/∂h of the mean loss, [B, units] or [B, channels, height, width]; a sample's norm runs over
+    all but the first dimension, and the factor B turns the mean loss's gradient into the samples' own. This is
+    the quantity that mean-field theory predicts (Schoenholz et al. 2017, arXiv:1611.01232).
+    """
+    batch = len(h_grad)
+    per_sample = safe_norm(_wide(h_grad).reshape(batch, -1), 1)
+    return safe_norm(per_sample, 0) * math.sqrt(batch)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precisions as float32: their sums would lose most digits."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def activation_mean(a: Tensor) -> Tensor:
+    """The mean of an activation over batch and units; 0-d."""
+    return _wide(a).mean()
+
+
+def activation_std(a: Tensor) -> Tensor:
+    """The standard deviation of an activation over batch and units together; 0-d."""
+    return _wide(a).std(correction=0)
+
+
+def saturated_fraction(slope: Tensor, max_slope: float) -> Tensor:
+    """The share of (sample, unit) pairs where |φ'(h)| is below 5 % of its maximum; 0-d, in [0, 1].
+
+    ``slope`` is φ'(h), of h's shape. Meant for bounded activations, the only ones that saturate.
+    """
+    return (slope.abs() < 0.05 * max_slope).float().mean()
+
+
+def dead_fraction(slope: Tensor) -> Tensor:
+    """The share of units whose φ'(h) is 0 for every sample of the batch; 0-d, in [0, 1].
+
+    ``slope`` is [B, units] or [B, channels, height, width], where a unit is a channel: its weights get no
+    gradient only if it is 0 at every position.
+    """
+    per_unit = (slope == 0).flatten(2).all(2) if slope.ndim > 2 else slope == 0
+    return per_unit.all(0).float().mean()
+
+
+def update_ratio(before: Tensor, after: Tensor) -> Tensor:
+    """‖ΔW‖_F / ‖W‖_F of the step actually taken, W being the weights before it; 0-d, inf where W was 0."""
+    change: Tensor = torch.linalg.vector_norm(_wide(after) - _wide(before))
+    size: Tensor = torch.linalg.vector_norm(_wide(before))
+    return change / size
+
+
+@dataclass(frozen=True)
+class DepthFactor:
+    """The factor by which a gradient grows per layer towards the input, and how straight the line was."""
+
+    factor: float
+    r2: float
+    layers: int
+
+
+def depth_factor(profile: Sequence[float]) -> DepthFactor | None:
+    """exp(-slope) of the least-squares line through log ‖δ‖ over the hidden layers, nearest the input first.
+
+    Below 1 the gradient vanishes towards the input, above 1 it explodes. Layers whose value is 0 (underflow), inf
+    or NaN have no logarithm and are left out; None with fewer than two left. R² is 1 where all values are equal.
+    """
+    points = [(layer, math.log(value)) for layer, value in enumerate(profile) if 0 < value < math.inf]
+    if len(points) < 2:
+        return None
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    sxx = sum((x - mean_x) ** 2 for x, _ in points)
+    sxy = sum((x - mean_x) * (y - mean_y) for x, y in points)
+    syy = sum((y - mean_y) ** 2 for _, y in points)
+    slope = sxy / sxx
+    # A profile flat to rounding has no variance to explain; its line fits it all the same.
+    r2 = 1.0 if syy <= 1e-12 * len(points) else sxy**2 / (sxx * syy)
+    return DepthFactor(math.exp(-slope), r2, len(points))

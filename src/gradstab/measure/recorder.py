@@ -1,0 +1,202 @@
+"""From the tensors that steps leave behind on the device to the event file, in bulk."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradstab.events import EventWriter, Vector
+from gradstab.measure.probe import Probe
+from gradstab.measure.quantities import DepthFactor, depth_factor
+
+FLUSH_STEPS = 64
+FLUSH_SECONDS = 1.0
+
+
+@dataclass
+class StepRecord:
+    """One step as it is left on the device: 0-d loss, norms [P] per parameter before and after clipping.
+
+    ``updated`` is False where the loss or a gradient was seen to be non-finite and the update was not made.
+    """
+
+    step: int
+    lr: float
+    loss: Tensor
+    penalty: Tensor | None = None
+    norms: Tensor | None = None
+    post_norms: Tensor | None = None
+    quantities: dict[str, Tensor] = field(default_factory=dict)
+    updated: bool = True
+
+
+@dataclass
+class NonFinite:
+    """The first step that had a non-finite loss or gradient; ``layer`` is an index, None where nothing tells."""
+
+    step: int
+    quantity: str
+    layer: int | None
+
+
+@dataclass
+class Latest:
+    """The last values that reached the host, for the terminal and for run.json.
+
+    Norms are those of the last step at which all were finite: what was before it broke says more than NaN does.
+    """
+
+    loss: float = math.nan
+    layer_grad_norms: list[float] = field(default_factory=list)
+    signal_grad_norms: list[float] = field(default_factory=list)
+    depth: DepthFactor | None = None
+
+
+class Recorder:
+    """Collects step records and crosses to the host once per flush: all steps' values in one transfer."""
+
+    def __init__(self, probe: Probe, writer: EventWriter, *, skip_non_finite: bool) -> None:
+        self.latest = Latest()
+        self.layer_tags = probe.tags
+        self.clipped_steps = 0
+        self.skipped_steps = 0
+        self.recorded_steps = 0
+        self._probe = probe
+        self._writer = writer
+        self._pending: list[StepRecord] = []
+        self._wall_times: list[float] = []
+        self._flushed_at = time.time()
+        self._skip_non_finite = skip_non_finite
+
+    def add(self, record: StepRecord) -> None:
+        """Keep one step's record; nothing leaves the device yet."""
+        self._pending.append(record)
+        self._wall_times.append(time.time())
+
+    @property
+    def due(self) -> bool:
+        """Whether enough has gathered, in steps or in time, to be worth a transfer."""
+        waited = len(self._pending) > 0 and self._wall_times[-1] - self._flushed_at > FLUSH_SECONDS
+        return waited or len(self._pending) >= FLUSH_STEPS
+
+    def flush(self) -> NonFinite | None:
+        """Write everything gathered; returns the first non-finite step, which ends what is written."""
+        pending, wall_times = self._pending, self._wall_times
+        self._pending, self._wall_times = [], []
+        self._flushed_at = time.time()
+        if not pending:
+            return None
+        rows = _to_host(pending, self._probe)
+        for record, wall_time, row in zip(pending, wall_times, rows, strict=True):
+            self._write(record, wall_time, row)
+            broken = row.non_finite(record.step)
+            if broken is not None and not self._skip_non_finite:
+                self._writer.flush()
+                return broken
+        self._writer.flush()
+        return None
+
+    def write_evaluation(self, step: int, loss: float, accuracy: float | None) -> None:
+        """Record an evaluation on the test split after ``step`` steps."""
+        scalars = {"test/loss": loss} | ({} if accuracy is None else {"test/accuracy": accuracy})
+        self._writer.write(step, scalars, {})
+
+    def _write(self, record: StepRecord, wall_time: float, row: _Row) -> None:
+        self.recorded_steps += 1
+        self.skipped_steps += self._skip_non_finite and not record.updated
+        latest = self.latest
+        latest.loss = row.loss
+        scalars = {"train/loss": row.loss, "train/learning_rate": record.lr}
+        vectors: dict[str, Vector] = {}
+        if record.penalty is not None:
+            scalars["train/penalty"] = row.penalty
+        if row.pre is not None:
+            vectors["grad_norm"] = row.pre
+            if math.isfinite(row.global_pre):
+                latest.layer_grad_norms = row.pre.tolist()
+            scalars["global_grad_norm/pre_clip"] = row.global_pre
+            scalars["global_grad_norm/post_clip"] = row.global_post
+            if row.post is not None:
+                vectors["grad_norm_post_clip"] = row.post
+                with np.errstate(all="ignore"):
+                    vectors["clip_scale"] = np.where(row.pre == 0, 1.0, row.post / row.pre)
+                scale = row.global_post / row.global_pre if row.global_pre else 1.0
+                triggered = row.global_post < row.global_pre * (1 - 1e-6)
+                self.clipped_steps += triggered
+                scalars["clip/scale"], scalars["clip/triggered"] = scale, float(triggered)
+        vectors |= row.quantities
+        if "signal_grad_norm" in vectors:
+            signals = vectors["signal_grad_norm"].tolist()
+            depth = depth_factor(signals[: len(self._probe.hidden)])
+            latest.signal_grad_norms = signals
+            if depth is not None:
+                latest.depth = depth
+                scalars["depth_factor"], scalars["depth_factor_r2"] = depth.factor, depth.r2
+        self._writer.write(record.step, scalars, vectors, wall_time)
+
+
+@dataclass
+class _Row:
+    """One step's values on the host."""
+
+    loss: float
+    penalty: float
+    global_pre: float
+    global_post: float
+    pre: Vector | None
+    post: Vector | None
+    quantities: dict[str, Vector]
+
+    def non_finite(self, step: int) -> NonFinite | None:
+        if not math.isfinite(self.loss):
+            return NonFinite(step, "loss", None)
+        if self.pre is None or math.isfinite(self.global_pre):
+            return None
+        bad = np.flatnonzero(~np.isfinite(self.pre))
+        # Backward runs from the output down: the broken layer nearest the output is where it began.
+        return NonFinite(step, "gradient", int(bad[-1]) if len(bad) else None)
+
+
+def _to_host(pending: Sequence[StepRecord], probe: Probe) -> list[_Row]:
+    """All values of all steps in one transfer; norms are summed up to layers and to the whole on the device."""
+    device = pending[0].loss.device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    parts: list[Tensor] = [torch.stack([r.loss.detach() for r in pending]).to(wide).unsqueeze(1)]
+    zero = torch.zeros((), device=device)
+    parts.append(
+        torch.stack([zero if r.penalty is None else r.penalty.detach() for r in pending]).to(wide).unsqueeze(1)
+    )
+    sides = []
+    for side in ([r.norms for r in pending], [r.post_norms for r in pending]):
+        present = [norms.to(wide) for norms in side if norms is not None]
+        sides.append(len(present) == len(pending))
+        if sides[-1]:
+            norms = torch.stack(present)
+            parts += [torch.linalg.vector_norm(norms, dim=1, keepdim=True), probe.by_layer(norms)]
+    extras = [(i, name, values) for i, r in enumerate(pending) for name, values in r.quantities.items()]
+    flat = torch.cat([torch.cat(parts, 1).flatten(), *(values.to(wide) for _, _, values in extras)])
+    host = flat.cpu().double().numpy()
+    width = sum(part.shape[1] for part in parts)
+    table = host[: width * len(pending)].reshape(len(pending), width)
+    rows = [_row(values, len(probe.layers), *sides) for values in table]
+    start = table.size
+    for i, name, values in extras:
+        rows[i].quantities[name] = host[start : start + len(values)]
+        start += len(values)
+    return rows
+
+
+def _row(values: Vector, n_layers: int, has_pre: bool, has_post: bool) -> _Row:
+    loss, penalty = float(values[0]), float(values[1])
+    if not has_pre:
+        return _Row(loss, penalty, math.nan, math.nan, None, None, {})
+    global_pre, pre = float(values[2]), values[3 : 3 + n_layers]
+    if not has_post:
+        return _Row(loss, penalty, global_pre, global_pre, pre, None, {})
+    return _Row(loss, penalty, global_pre, float(values[3 + n_layers]), pre, values[4 + n_layers :], {})

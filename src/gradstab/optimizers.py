@@ -1,0 +1,248 @@
+"""How weights move: torch's own optimizers, Muon beside AdamW, and coordinate descent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+from torch.optim import Optimizer
+
+from gradstab.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What there is to move, as each builder is given it."""
+
+    all: list[nn.Parameter]
+    blocks: Sequence[Sequence[nn.Parameter]]
+    hidden_matrices: Sequence[nn.Parameter]
+    generator: torch.Generator
+
+
+def build_optimizer(
+    name: str,
+    parameters: Sequence[nn.Parameter],
+    *,
+    blocks: Sequence[Sequence[nn.Parameter]],
+    hidden_matrices: Sequence[nn.Parameter],
+    generator: torch.Generator,
+    **knobs: Any,
+) -> Optimizer:
+    """The optimizer ``name`` for ``parameters``, which are to be on their device already.
+
+    ``blocks`` split the parameters by layer, for coordinate descent, which draws from the CPU ``generator``;
+    ``hidden_matrices`` are the weights that Muon may take. A parameter whose gradient is None stays where it is.
+    Raises :class:`ConfigError` where Muon cannot work.
+    """
+    return OPTIMIZERS[name](_Weights(list(parameters), blocks, hidden_matrices, generator), **knobs)
+
+
+# -------------------------------------------------------------------------------------------- torch's own
+
+
+def _sgd(weights: _Weights, *, lr: float, weight_decay: float) -> Optimizer:
+    return _build(optim.SGD, weights.all, lr=lr, weight_decay=weight_decay)
+
+
+def _momentum(weights: _Weights, *, lr: float, momentum: float, weight_decay: float) -> Optimizer:
+    return _build(optim.SGD, weights.all, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def _nesterov(weights: _Weights, *, lr: float, momentum: float, weight_decay: float) -> Optimizer:
+    return _build(optim.SGD, weights.all, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=True)
+
+
+def _adam(weights: _Weights, *, beta1: float, beta2: float, **knobs: float) -> Optimizer:
+    return _build(optim.Adam, weights.all, betas=(beta1, beta2), **knobs)
+
+
+def _adamw(weights: _Weights, *, beta1: float, beta2: float, **knobs: float) -> Optimizer:
+    return _build(optim.AdamW, weights.all, betas=(beta1, beta2), **knobs)
+
+
+def _rmsprop(weights: _Weights, **knobs: float) -> Optimizer:
+    return optim.RMSprop(weights.all, **knobs)  # type: ignore[arg-type]
+
+
+def _adagrad(weights: _Weights, **knobs: float) -> Optimizer:
+    return _build(optim.Adagrad, weights.all, **knobs)
+
+
+def _build(cls: Callable[..., Optimizer], parameters: Sequence[nn.Parameter], **knobs: Any) -> Optimizer:
+    """An optimizer with one fused kernel for all parameters, where torch has one for their devices and dtypes."""
+    fused = all(_has_fused(cls, kind) for kind in {(p.device, p.dtype) for p in parameters})
+    return cls(parameters, fused=fused or None, **knobs)
+
+
+@cache
+def _has_fused(cls: Callable[..., Optimizer], kind: tuple[torch.device, torch.dtype]) -> bool:
+    """Whether a fused step works: some classes accept the argument and fail at the first step."""
+    device, dtype = kind
+    trial = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+    trial.grad = torch.zeros_like(trial)
+    try:
+        cls([trial], fused=True).step()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------------------------------- muon
+
+
+class Combined(Optimizer):
+    """Several optimizers as one: ``param_groups`` are the very dicts of its parts, in their order."""
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        # The parts made new dicts.
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def _muon(weights: _Weights, *, lr: float, momentum: float, weight_decay: float, adamw_lr: float) -> Optimizer:
+    """Nesterov momentum, orthogonalised, for hidden matrices; AdamW with torch's moments for all else.
+
+    Convolutions, and vectors that are stored as a matrix, go to AdamW too. ``weight_decay`` is decoupled and for
+    both, each at its own rate. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
+    """
+    muon: Callable[..., Optimizer] | None = getattr(optim, "Muon", None)
+    if muon is None:
+        raise ConfigError(f"optimizer=muon: is in torch 2.9 and later, and this is torch {torch.__version__}")
+    matrices = [p for p in weights.hidden_matrices if p.ndim == 2 and min(p.shape) > 1]
+    if not matrices:
+        raise ConfigError(
+            "optimizer=muon: orthogonalises hidden weight matrices, and this model has none; "
+            "allowed: a model with a hidden layer of width 2 or more, or another optimizer"
+        )
+    taken = set(matrices)
+    rest = [p for p in weights.all if p not in taken]
+    parts = [muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay)]
+    if rest:
+        parts.append(_build(optim.AdamW, rest, lr=adamw_lr, weight_decay=weight_decay))
+    return Combined(parts)
+
+
+# ------------------------------------------------------------------------------------- coordinate descent
+
+
+class CoordinateDescent(Optimizer):
+    """A gradient step on one block of parameters at a time, the rest held still (Wright 2015, arXiv:1502.04759).
+
+    ``block`` is ``layer``, for the given blocks, which must split the parameters, or ``coordinate``, for single
+    entries. ``order`` is ``cyclic``, ``random`` (uniform, with replacement) or ``gauss_southwell``: the block whose
+    gradient has the largest norm, the first of equals, and one with NaN before all others. No gradient is read back
+    to the host. A gradient of None counts as 0.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        blocks: Sequence[Sequence[nn.Parameter]],
+        generator: torch.Generator,
+        *,
+        lr: float,
+        block: str,
+        order: str,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self.parameters = list(parameters)
+        self.generator = generator
+        self.choose = _ORDERS[order]
+        self.steps = 0
+        self.offsets: list[int] | None = None
+        if block == "coordinate":
+            *self.offsets, self.n_blocks = accumulate((p.numel() for p in parameters), initial=0)
+        else:
+            assert {*chain(*blocks)} == {*parameters}
+            block_of = {p: number for number, members in enumerate(blocks) for p in members}
+            self.block_of = torch.tensor([block_of[p] for p in parameters], device=self.parameters[0].device)
+            self.n_blocks = len(blocks)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        chosen = self.choose(self, grads).to(self.parameters[0].device)
+        lr = self.param_groups[0]["lr"]
+        for p, grad, block in zip(self.parameters, grads, self._blocks(), strict=True):
+            # Not a product with a mask: 0 times the inf of a block that rests is NaN.
+            p.sub_(lr * torch.where(chosen == block, grad, 0))
+        self.steps += 1
+        return loss
+
+    def _blocks(self) -> Sequence[Tensor]:
+        """The number of the block that each parameter, or each entry of it, is in."""
+        if self.offsets is None:
+            return self.block_of.unbind()
+        return [
+            torch.arange(start, start + p.numel(), device=p.device).view_as(p)
+            for start, p in zip(self.offsets, self.parameters, strict=True)
+        ]
+
+    def block_sizes(self, grads: list[Tensor]) -> Tensor:
+        """What is largest for the block to choose: |gradient| or a multiple of the squared norm, shape [n_blocks]."""
+        flat = torch.cat([grad.reshape(-1) for grad in grads]).abs()
+        if self.offsets is not None:
+            return flat
+        # The squares of an exploding gradient overflow, and all its blocks would be equal.
+        peak = torch.where(flat.isfinite(), flat, 0).max().clamp_min(torch.finfo(flat.dtype).tiny)
+        squares = torch.stack(torch._foreach_norm(torch._foreach_div(grads, peak))).square()
+        return squares.new_zeros(self.n_blocks).index_add_(0, self.block_of, squares)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"steps": self.steps, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self.steps = state_dict["steps"]
+        self.generator.set_state(state_dict["generator"].cpu())
+
+
+_ORDERS: dict[str, Callable[[CoordinateDescent, list[Tensor]], Tensor]] = {
+    "cyclic": lambda optimizer, _: torch.tensor(optimizer.steps % optimizer.n_blocks),
+    "random": lambda optimizer, _: torch.randint(optimizer.n_blocks, (), generator=optimizer.generator),
+    "gauss_southwell": lambda optimizer, grads: optimizer.block_sizes(grads).argmax(),
+}
+
+
+def _coordinate_descent(weights: _Weights, *, lr: float, block: str, order: str) -> Optimizer:
+    return CoordinateDescent(weights.all, weights.blocks, weights.generator, lr=lr, block=block, order=order)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": _sgd,
+    "momentum": _momentum,
+    "nesterov": _nesterov,
+    "adam": _adam,
+    "adamw": _adamw,
+    "rmsprop": _rmsprop,
+    "adagrad": _adagrad,
+    "muon": _muon,
+    "coordinate_descent": _coordinate_descent,
+}

@@ -1,0 +1,116 @@
+"""Losses and penalties against sums written out in numpy, and gradients against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from gradstab.config import OPTIONS
+from gradstab.losses import LOSSES, PENALTIES, build_loss, build_penalty
+from gradstab.models.blocks import Layer
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def two_layers() -> list[Layer]:
+    layers = [Layer("00_a", nn.Linear(3, 4).double(), nn.Tanh()), Layer("01_b", nn.Linear(4, 2).double(), None)]
+    for seed, layer in enumerate(layers):
+        assert isinstance(layer.affine.weight, nn.Parameter)
+        layer.affine.weight.data = rand(*layer.affine.weight.shape, seed=seed)
+    return layers
+
+
+def test_every_option_has_a_builder() -> None:
+    assert LOSSES.keys() == OPTIONS["loss"].keys()
+    assert PENALTIES.keys() == OPTIONS["penalty"].keys()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_cross_entropy_is_the_mean_negative_log_likelihood_of_the_smoothed_targets(smoothing: float) -> None:
+    outputs, targets = rand(6, 4) * 3, torch.tensor([0, 1, 2, 3, 1, 1])
+    logits = outputs.numpy()
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    wanted = (1 - smoothing) * np.eye(4)[targets.numpy()] + smoothing / 4
+    loss = build_loss("cross_entropy", label_smoothing=smoothing)(outputs, targets)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(-(wanted * log_p).sum(1).mean(), rel=1e-12)
+
+
+def test_cross_entropy_of_equal_logits_is_log_k() -> None:
+    loss = build_loss("cross_entropy", label_smoothing=0.0)
+    assert loss(torch.zeros(5, 10), torch.arange(5)).item() == pytest.approx(math.log(10))
+
+
+def test_mse_compares_classes_with_one_hot_rows() -> None:
+    outputs, targets = rand(5, 3), torch.tensor([2, 0, 1, 1, 2])
+    wanted = ((outputs.numpy() - np.eye(3)[targets.numpy()]) ** 2).mean()
+    assert build_loss("mse")(outputs, targets).item() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_mse_of_float_targets_is_the_mean_over_batch_and_outputs() -> None:
+    outputs, targets = rand(5, 3), rand(5, 3, seed=1)
+    wanted = ((outputs.numpy() - targets.numpy()) ** 2).mean()
+    assert build_loss("mse")(outputs, targets).item() == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "knobs"), [("mse", {}), ("cross_entropy", {"label_smoothing": 0.1})])
+def test_losses_lift_to_many_models(name: str, knobs: dict[str, float]) -> None:
+    outputs, targets = rand(3, 5, 4), torch.tensor([0, 1, 2, 3, 0])
+    loss = build_loss(name, **knobs)
+    lifted = torch.func.vmap(loss, in_dims=(0, None))(outputs, targets)
+    torch.testing.assert_close(lifted, torch.stack([loss(each, targets) for each in outputs]))
+
+
+@pytest.mark.parametrize("name", ["l1", "l2"])
+def test_penalties_and_their_gradients_have_the_closed_form(name: str) -> None:
+    layers = two_layers()
+    weights = [layer.affine.weight for layer in layers]
+    weights[0].data[0, 0] = 0.0
+    penalty = build_penalty(name, layers, strength=0.3)
+    assert penalty is not None
+    value = penalty()
+    value.backward()
+    flat = np.concatenate([w.detach().numpy().ravel() for w in weights])
+    wanted = 0.3 * np.abs(flat).sum() if name == "l1" else 0.15 * (flat**2).sum()
+    assert value.shape == ()
+    assert value.item() == pytest.approx(wanted, rel=1e-12)
+    for layer, weight in zip(layers, weights, strict=True):
+        slope = weight.detach().sign() if name == "l1" else weight.detach()
+        torch.testing.assert_close(weight.grad, 0.3 * slope)
+        assert layer.affine.bias.grad is None
+
+
+@pytest.mark.parametrize("name", ["l1", "l2"])
+def test_penalties_see_the_effective_weight_of_a_parametrized_layer(name: str) -> None:
+    layers = two_layers()
+    for layer in layers:
+        parametrizations.weight_norm(layer.affine, "weight")
+        (gain, direction) = layer.weight_parameters()
+        gain.data *= 3
+        direction.data *= 7
+    penalty = build_penalty(name, layers, strength=2.0)
+    assert penalty is not None
+    flat = np.concatenate([layer.affine.weight.detach().numpy().ravel() for layer in layers])
+    wanted = 2 * np.abs(flat).sum() if name == "l1" else (flat**2).sum()
+    assert penalty().item() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_penalty_is_evaluated_afresh() -> None:
+    layers = two_layers()
+    penalty = build_penalty("l2", layers, strength=1.0)
+    assert penalty is not None
+    before = penalty().item()
+    for layer in layers:
+        layer.affine.weight.data *= 2
+    assert penalty().item() == pytest.approx(4 * before)
+
+
+def test_no_penalty_is_none() -> None:
+    assert build_penalty("none", two_layers()) is None
