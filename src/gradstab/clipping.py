@@ -22,12 +22,11 @@ def joint_norm(values: Tensor) -> Tensor:
     """The Euclidean norm over the last dimension of ``values`` [..., n], shape [...], at least in float32.
 
     Entries are divided by the largest before they are squared: float32 squares overflow from 1.8e19 on, where an
-    exploding gradient still has a norm.
+    exploding gradient still has a norm. NaN where an entry is inf or NaN.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
-    peak = values.abs().amax(dim=-1, keepdim=True)
-    unit = torch.where((peak > 0) & peak.isfinite(), peak, 1)
-    norm: Tensor = unit * torch.linalg.vector_norm(values / unit, dim=-1, keepdim=True)
+    peak = torch.linalg.vector_norm(values, math.inf, dim=-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    norm: Tensor = peak * torch.linalg.vector_norm(values / peak, dim=-1, keepdim=True)
     return norm.squeeze(-1)
 
 
@@ -36,17 +35,18 @@ def norm_scale(norm: Tensor, max_norm: Tensor | float) -> Tensor:
 
     Pascanu et al. 2013, arXiv:1211.5063.
     """
-    return torch.where((norm > max_norm) & norm.isfinite(), max_norm / norm, 1)
+    return torch.where((norm > max_norm) & (norm < math.inf), max_norm / norm, 1)
 
 
-def value_clip(grad: Tensor, _weight: Tensor, max_value: float) -> tuple[Tensor, Tensor]:
-    """``grad`` with each finite entry clamped to ±max_value, and its norm over the norm before (Mikolov 2012)."""
-    clipped = torch.where(grad.isfinite(), grad.clamp(-max_value, max_value), grad)
-    return clipped, _shrinkage(joint_norm(grad.reshape(-1)), joint_norm(clipped.reshape(-1)))
+def value_clip(grad: Tensor, _weight: Tensor, norm: Tensor, max_value: float) -> tuple[Tensor, Tensor]:
+    """``grad`` with each finite entry clamped to ±max_value, and its norm, [], which was ``norm`` (Mikolov 2012)."""
+    clipped = torch.where(grad.abs() == math.inf, grad, grad.clamp(-max_value, max_value))
+    after = max_value * torch.linalg.vector_norm(clipped / max_value)
+    return clipped, torch.where((clipped != grad).any(), after, norm)
 
 
-def unit_clip(grad: Tensor, weight: Tensor, clipping: float, eps: float) -> tuple[Tensor, Tensor]:
-    """``grad`` with each unit's norm at most clipping · max(‖unit's weights‖, eps), and its norm over that before.
+def unit_clip(grad: Tensor, weight: Tensor, norm: Tensor, clipping: float, eps: float) -> tuple[Tensor, Tensor]:
+    """``grad`` with each unit's norm at most clipping · max(‖unit's weights‖, eps), and its norm, which was ``norm``.
 
     A unit is an entry of the first dimension; a tensor with at most one dimension longer than 1 is one unit, as in
     the authors' code. Brock et al. 2021, arXiv:2102.06171.
@@ -56,11 +56,7 @@ def unit_clip(grad: Tensor, weight: Tensor, clipping: float, eps: float) -> tupl
     norms = joint_norm(rows)
     scale = norm_scale(norms, clipping * joint_norm(weight.reshape(units, -1)).clamp_min(eps))
     clipped = (rows * scale.unsqueeze(-1)).to(grad.dtype).view_as(grad)
-    return clipped, _shrinkage(joint_norm(norms), joint_norm(norms * scale))
-
-
-def _shrinkage(before: Tensor, after: Tensor) -> Tensor:
-    return torch.where(after < before, after / before, 1)
+    return clipped, torch.where((scale < 1).any() & (norm < math.inf), joint_norm(norms * scale), norm)
 
 
 def percentile_threshold(history: Tensor, percentile: float) -> Tensor:
@@ -166,28 +162,26 @@ class BlockClip(_Policy):
 
 
 class TensorClip(_Policy):
-    """A rule that takes each gradient by itself, beside its parameter's value."""
+    """A rule that takes each gradient by itself: gradient, weight and norm to clipped gradient and its norm."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], rule: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+        self, parameters: Sequence[nn.Parameter], rule: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> None:
         super().__init__(parameters)
         self.parameters = parameters
         self.rule = rule
 
     def __call__(self, grads: list[Tensor], norms: Tensor) -> Tensor:
-        clipped, ratios = zip(
-            *(self.rule(g, p.detach()) for g, p in zip(grads, self.parameters, strict=True)), strict=True
-        )
+        clipped, after = zip(*map(self.rule, grads, [p.detach() for p in self.parameters], norms.unbind()), strict=True)
         torch._foreach_copy_(grads, list(clipped))
-        return norms * torch.stack(ratios)
+        return torch.stack(after).to(norms.dtype)
 
 
 class GlobalClip(_Policy):
     """The norm of all gradients together at most a limit, which ``update`` may learn from the norms so far.
 
-    ``start`` makes the first state from the first norm, for its dtype and device; ``update`` is given the state and
-    a norm and returns the next state and the limit.
+    ``start`` makes the first state, for the device of the first norm; ``update`` is given the state and a norm and
+    returns the next state and the limit.
     """
 
     def __init__(
@@ -212,18 +206,24 @@ class GlobalClip(_Policy):
         return norms * scale
 
 
+def _state_dtype(norm: Tensor) -> torch.dtype:
+    """Float64 where the device has it: norms may come in float32 at one step and in float64 at the next."""
+    return norm.dtype if norm.device.type == "mps" else torch.float64
+
+
 def _percentile(
     parameters: Sequence[nn.Parameter], _block_of: Sequence[int], *, percentile: float, window: int
 ) -> Clip:
     def start(norm: Tensor) -> State:
-        return {"history": norm.new_full((window,), math.nan), "count": torch.zeros_like(norm, dtype=torch.int64)}
+        history = torch.full((window,), math.nan, dtype=_state_dtype(norm), device=norm.device)
+        return {"history": history, "count": torch.zeros_like(norm, dtype=torch.int64)}
 
     return GlobalClip(parameters, start, partial(percentile_update, percentile=percentile))
 
 
 def _zclip(parameters: Sequence[nn.Parameter], _block_of: Sequence[int], **knobs: Any) -> Clip:
     def start(norm: Tensor) -> State:
-        zero = torch.zeros_like(norm)
+        zero = torch.zeros_like(norm, dtype=_state_dtype(norm))
         return {"mean": zero, "deviation": zero.clone(), "count": zero.to(torch.int64)}
 
     return GlobalClip(parameters, start, partial(zclip_update, **knobs))

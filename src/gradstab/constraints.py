@@ -106,9 +106,10 @@ def max_norm_scale(weight: Tensor, bound: float) -> Tensor:
     """
     units = weight.flatten(1)
     peak = units.abs().amax(dim=1, keepdim=True)
-    # Squares of what an exploding run leaves behind overflow; squares of entries over the largest one cannot.
-    norm = peak * torch.linalg.vector_norm(units / torch.where(peak > 0, peak, 1), dim=1, keepdim=True)
-    scale = torch.where((norm > bound) & norm.isfinite(), bound / norm, 1)
+    # Squares of what an exploding run leaves behind overflow; squares of entries over the largest one cannot. For a
+    # unit that is all 0 or not finite this is NaN, and no comparison with NaN holds.
+    relative = torch.linalg.vector_norm(units / peak, dim=1, keepdim=True)
+    scale = torch.where(peak * relative > bound, bound / peak / relative, 1)
     return scale.view(-1, *[1] * (weight.ndim - 1))
 
 

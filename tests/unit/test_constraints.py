@@ -142,17 +142,19 @@ def test_projections_hold_for_weights_after_a_step_and_after_a_move_to_another_d
 
 
 def test_max_norm_scale_at_the_edges() -> None:
-    weight = torch.zeros(6, 2)
+    weight = torch.zeros(7, 2)
     weight[0] = torch.tensor([3.0, 4.0])  # at the bound
     weight[1] = torch.tensor([6.0, 8.0])
     weight[2] = 1e30  # whose squares overflow in float32
     weight[3, 0] = torch.inf
     weight[4, 1] = torch.nan
+    weight[6] = 3e38  # whose norm is above all of float32
     scale = max_norm_scale(weight, 5.0)
-    assert scale.shape == (6, 1)
+    assert scale.shape == (7, 1)
     assert scale[[0, 3, 4, 5]].flatten().tolist() == [1, 1, 1, 1]
     assert scale[1].item() == 0.5
     assert scale[2].item() == pytest.approx(5 / (np.sqrt(2) * 1e30), rel=1e-6)
+    assert scale[6].item() == pytest.approx(5 / (np.sqrt(2) * 3e38), rel=1e-5)
     torch.testing.assert_close(torch.func.vmap(max_norm_scale, (0, None))(weight[None], 5.0)[0], scale)
 
 

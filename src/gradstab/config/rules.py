@@ -107,6 +107,8 @@ def _init(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
         yield f"init.gain={knobs['gain']}: no effect with init=zeros; 0 times any gain is 0"
     if name in ("orthogonal", "delta_orthogonal", "identity") and model.name == "lenet5_1998":
         yield f"init={name}: model=lenet5_1998 lacks connections (its C3 table), so no matrix of it can be orthogonal"
+    if name == "variance" and knobs["sigma_b2"] > 0 and not model.knobs.get("bias", True):
+        yield f"init.sigma_b2={knobs['sigma_b2']}: no effect with model.bias=false"
     if name == "fixup" and (model.knobs.get("residual", "none") == "none" or model.knobs.get("norm") != "none"):
         yield "init=fixup: is for residual networks without norm; set model.residual=add model.norm=none"
     zero = name in ("zeros", "fixup") or 0 in (knobs.get(key) for key in ("value", "std", "bound", "sigma_w2"))

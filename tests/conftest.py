@@ -1,0 +1,68 @@
+"""What tests share: composing configurations as the command line does, and training without a terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+
+from gradstab.config import Config, from_hydra, register_schema
+from gradstab.run_directory import new_name
+from gradstab.runner import run
+
+Compose = Callable[..., Config]
+Train = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    """The suite runs in several processes; each taking every core would make all of them slow."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def hydra_context() -> Iterator[None]:
+    from omegaconf import OmegaConf
+
+    register_schema()
+    OmegaConf.register_new_resolver("gradstab_sweep_dir", lambda out_dir: out_dir or "outputs", replace=True)
+    with initialize_config_module("gradstab.configs", version_base="1.3"):
+        yield
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def configure(hydra_context: None) -> Compose:
+    """Compose, check and freeze a configuration from overrides, as ``gradstab train`` does."""
+
+    def composed(*overrides: str) -> Config:
+        return from_hydra(compose("train", list(overrides)), overrides)
+
+    return composed
+
+
+@pytest.fixture
+def train(configure: Compose, tmp_path: Path) -> Train:
+    """Train from overrides into a directory of its own; returns run.json's record with ``directory`` added."""
+
+    def trained(*overrides: str) -> dict[str, Any]:
+        directory = tmp_path / new_name()
+        record = run(configure("quiet=true", "device=cpu", *overrides), directory)
+        return record | {"directory": directory}
+
+    return trained
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> Path:
+    """A torchvision root that holds MNIST, named by GRADSTAB_DATA."""
+    root = os.environ.get("GRADSTAB_DATA")
+    if not root or not (Path(root) / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
+        pytest.skip("GRADSTAB_DATA names no folder that holds MNIST")
+    return Path(root)
