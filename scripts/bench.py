@@ -75,6 +75,7 @@ def _he(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
     return model
 
@@ -92,7 +93,7 @@ def bare_loop(model: nn.Module, inputs: Tensor, targets: Tensor, lr: float, fuse
             chosen = order[position : position + size]
             position += size
             optimizer.zero_grad()
-            F.cross_entropy(model(inputs[chosen]), targets[chosen]).backward()
+            F.cross_entropy(model(inputs[chosen]), targets[chosen]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     return run

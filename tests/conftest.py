@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 
 from gradstab.config import Config, from_hydra, register_schema
 from gradstab.run_directory import new_name
@@ -21,28 +20,19 @@ Train = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
+def _process() -> None:
     """The suite runs in several processes; each taking every core would make all of them slow."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def hydra_context() -> Iterator[None]:
-    from omegaconf import OmegaConf
-
     register_schema()
-    OmegaConf.register_new_resolver("gradstab_sweep_dir", lambda out_dir: out_dir or "outputs", replace=True)
-    with initialize_config_module("gradstab.configs", version_base="1.3"):
-        yield
-    GlobalHydra.instance().clear()
 
 
 @pytest.fixture
-def configure(hydra_context: None) -> Compose:
+def configure() -> Compose:
     """Compose, check and freeze a configuration from overrides, as ``gradstab train`` does."""
 
     def composed(*overrides: str) -> Config:
-        return from_hydra(compose("train", list(overrides)), overrides)
+        with initialize_config_module("gradstab.configs", version_base="1.3"):
+            return from_hydra(compose("train", list(overrides)), overrides)
 
     return composed
 

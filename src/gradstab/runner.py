@@ -29,6 +29,7 @@ from gradstab.events import EventWriter
 from gradstab.initializers import initialize
 from gradstab.measure.probe import Probe
 from gradstab.measure.recorder import Recorder
+from gradstab.memory import keep_freed_memory
 from gradstab.models import build_model
 from gradstab.models.blocks import Model, parameter_blocks
 from gradstab.training import Display, Outcome, Parts, Plan, fit
@@ -78,6 +79,7 @@ def run(config: Config, directory: Path | None = None) -> dict[str, Any]:
 
 def build(config: Config) -> Parts:
     """Build everything a run needs, on its device; every random number comes from the run's own streams."""
+    keep_freed_memory()
     reproducibility.set_determinism(config.deterministic)
     device = reproducibility.resolve_device(config.device, config.precision)
     data = load_data(config.data.name, **config.data.knobs)

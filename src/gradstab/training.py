@@ -100,7 +100,9 @@ def train_step(parts: Parts, step: int, inputs: Tensor, targets: Tensor, measure
         penalty = parts.penalty() if parts.penalty is not None else None
         (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
         quantities = read() if read is not None else {}
-    record = StepRecord(step, parts.optimizer.param_groups[0]["lr"], loss.detach(), penalty, quantities=quantities)
+    # The graph goes now, not at the end of the step: its memory serves the next tensors.
+    loss, penalty = loss.detach(), None if penalty is None else penalty.detach()
+    record = StepRecord(step, parts.optimizer.param_groups[0]["lr"], loss, penalty, quantities=quantities)
     if parts.measure_norms or parts.clip is not None:
         grads = parts.probe.gradients()
         record.norms = parts.probe.grad_norms(grads)

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from gradstab.config.compose import one_of
+from gradstab.config.registry import OPTIONS
 from gradstab.config.run import GROUPS, Run
 from gradstab.errors import ConfigError
 
@@ -26,6 +27,10 @@ def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
     key = getattr(cause, "full_key", None)
     if cause is not None and key and type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError"):
         return ConfigError(_unknown_key(str(key), getattr(cause, "parent_node", None), overrides))
+    for text in overrides:
+        group, _, value = text.partition("=")
+        if group in GROUPS and value in ("", "null"):
+            return ConfigError(f"{text}: a group cannot be empty; {one_of(OPTIONS[group], '')}")
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ConfigError(first_line)
 

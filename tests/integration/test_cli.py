@@ -1,0 +1,274 @@
+"""The command line as a person meets it: real processes, their output and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gradstab import __version__
+from gradstab.catalogue import CHOICES
+from gradstab.cli import main
+from gradstab.events import read_records
+
+TINY = ("model.depth=2", "model.width=8", "steps=3", "batch_size=32", "device=cpu")
+# Counts a torch import as exit code 99, whatever the command does.
+NO_TORCH = (
+    "import sys, gradstab.cli as c; code = c.main(sys.argv[1:]); sys.exit(99 if 'torch' in sys.modules else code)"
+)
+
+
+def gradstab(*args: str, cwd: Path, code: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-c", code] if code else [sys.executable, "-m", "gradstab"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | environment
+    return subprocess.run([*start, *args], capture_output=True, text=True, cwd=cwd, env=env, check=False, timeout=120)
+
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """``gradstab`` in this process, where starting another would only cost time; ``tmp_path`` is its folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gradstab"])
+
+    def call(*args: str) -> subprocess.CompletedProcess[str]:
+        code = main(args)
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(args, code, out, err)
+
+    return call
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help(tmp_path: Path, flag: str) -> None:
+    done = gradstab(flag, cwd=tmp_path, code=NO_TORCH)
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("train", "list", "exit codes", "act=sigmoid"))
+
+
+def test_version(tmp_path: Path) -> None:
+    done = gradstab("--version", cwd=tmp_path, code=NO_TORCH)
+    assert (done.returncode, done.stdout) == (0, f"gradstab {__version__}\n")
+
+
+def test_an_unknown_command_lists_the_commands(tmp_path: Path) -> None:
+    done = gradstab("trian", cwd=tmp_path, code=NO_TORCH)
+    assert done.returncode == 2
+    assert done.stderr.startswith("gradstab: trian:")
+    assert "train, list" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_list(tmp_path: Path) -> None:
+    done = gradstab("list", "act", cwd=tmp_path, code=NO_TORCH)
+    assert done.returncode == 0
+    assert "Hochreiter 1991" in done.stdout
+    assert gradstab("list", "atc", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "named", "allowed"),
+    [
+        (["act=sigmod"], "act=sigmod", "did you mean sigmoid"),
+        (["model.dpeth=3"], "model.dpeth=3", "did you mean depth"),
+        (["atc=relu"], "atc=relu", "did you mean act"),
+        (["model=lenet5", "model.depth=3"], "model.depth=3", "model=lenet5"),
+        (["clip.max_norm=1"], "clip.max_norm=1", "clip=none"),
+        (["model.depth=[1"], "model.depth=[1", "KEY=VALUE"),
+        (["sigmoid"], "sigmoid", "KEY=VALUE"),
+        (["experiment=nothing"], "experiment=nothing", "vanishing_sigmoid"),
+        (["optimizer.lr=-1"], "optimizer.lr=-1", "above 0"),
+        (["device=cuda:99"], "device=cuda:99", "allowed"),
+        (["act=null"], "act=null", "relu"),
+        (["schedule=warmup_cosine", "schedule.warmup_steps=9999"], "schedule.warmup_steps=9999", "9999"),
+        (["--config-dir", "nowhere"], "nowhere", "not found"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    here: Here, tmp_path: Path, args: list[str], named: str, allowed: str
+) -> None:
+    done = here("train", *args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("gradstab: ")
+    assert named in done.stderr
+    assert allowed in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_in_a_pipe_prints_plain_lines(tmp_path: Path) -> None:
+    done = gradstab("train", *TINY, "out_dir=here", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert "step      3/3" in done.stdout
+    assert "02_output" in done.stdout
+    assert "per layer" in done.stdout
+    assert "tensorboard --logdir here" in done.stdout
+    assert sorted(p.name.split(".")[0] for p in (tmp_path / "here").iterdir()) == ["config", "events", "run"]
+
+
+def test_quiet_prints_nothing(here: Here, tmp_path: Path) -> None:
+    done = here("train", *TINY, "quiet=true")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (run,) = (tmp_path / "outputs" / "train").iterdir()
+    assert json.loads((run / "run.json").read_text())["status"] == "completed"
+
+
+def test_divergence_is_a_result(here: Here, tmp_path: Path) -> None:
+    done = here("train", "experiment=exploding_init", "init.gain=99", "device=cpu", "out_dir=d")
+    assert done.returncode == 0
+    assert "diverged" in done.stdout
+    assert json.loads((tmp_path / "d" / "run.json").read_text())["status"] == "diverged"
+
+
+def test_a_directory_that_holds_a_run_is_refused(here: Here, tmp_path: Path) -> None:
+    assert here("train", *TINY, "out_dir=here", "quiet=true").returncode == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "here").iterdir()}
+    again = here("train", *TINY, "out_dir=here")
+    assert again.returncode == 2
+    assert "out_dir=here: holds a run already" in again.stderr
+    assert {p: p.read_bytes() for p in (tmp_path / "here").iterdir()} == before
+
+
+def test_out_dir_that_is_a_file_is_refused(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    done = here("train", *TINY, "out_dir=file")
+    assert done.returncode == 2
+    assert "out_dir=file" in done.stderr
+
+
+def test_runs_started_together_get_directories_of_their_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gradstab", "train", *TINY, "quiet=true"]
+    processes = [subprocess.Popen(command, cwd=tmp_path) for _ in range(3)]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0, 0]
+    assert len(list((tmp_path / "outputs" / "train").glob("*/run.json"))) == 3
+
+
+@pytest.mark.parametrize("position", [0, 1, 3])
+def test_multirun_flag_anywhere(here: Here, tmp_path: Path, position: int) -> None:
+    args = [*TINY, "act=tanh,relu", "out_dir=sweep"]
+    args.insert(position, "-m")
+    done = here("train", *args, "quiet=true")
+    assert (done.returncode, done.stderr) == (0, "")
+    runs = sorted((tmp_path / "sweep").glob("*/run.json"))
+    assert len(runs) == 2
+    assert all(json.loads(run.read_text())["status"] == "completed" for run in runs)
+    assert "act=tanh" in runs[0].parent.name
+
+
+def test_one_bad_cell_does_not_stop_a_sweep(here: Here, tmp_path: Path) -> None:
+    done = here("train", "-m", *TINY, "optimizer.lr=-1,0.01", "out_dir=sweep", "quiet=true")
+    assert done.returncode == 2
+    assert "optimizer.lr=-1" in done.stderr
+    assert len(list((tmp_path / "sweep").glob("*/run.json"))) == 1
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_config_yaml_reproduces_the_run_bit_for_bit(here: Here, tmp_path: Path, named: bool) -> None:
+    first = here(
+        *("train", *TINY, "steps=8", "act=elu", "act.alpha=0.7", "model.dropout=0.1", "clip=norm", "seed=5"),
+        *("init=orthogonal", "model.width=[9,7]", "quiet=true"),
+    )
+    assert first.returncode == 0, first.stderr
+    (run,) = (tmp_path / "outputs" / "train").iterdir()
+    name = ("--config-name", "config") if named else ()
+    again = here("train", "--config-dir", str(run), *name, "out_dir=again")
+    assert again.returncode == 0, again.stderr
+    original, repeated = (read_records(directory) for directory in (run, tmp_path / "again"))
+    assert (original.vectors["grad_norm"].values == repeated.vectors["grad_norm"].values).all()
+    assert (original.scalars["train/loss"].values == repeated.scalars["train/loss"].values).all()
+    records = [json.loads((d / "run.json").read_text()) for d in (run, tmp_path / "again")]
+    assert records[0]["test_loss"] == records[1]["test_loss"]
+    other = here("train", "--config-dir", str(run), *name, "out_dir=other", "seed=6", "quiet=true")
+    assert other.returncode == 0, other.stderr
+    assert json.loads((tmp_path / "other" / "run.json").read_text())["test_loss"] != records[0]["test_loss"]
+
+
+def test_ctrl_c_is_recorded_and_exits_with_130(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gradstab", "train", "steps=1000000", "device=cpu", "out_dir=here"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "here").glob("events*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "gradstab: interrupted\n"
+    record = json.loads((tmp_path / "here" / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    losses = read_records(tmp_path / "here").scalars["train/loss"]
+    assert record["steps"] >= 1
+    assert len(losses.steps) >= record["steps"]
+
+
+def test_a_failure_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    code = (
+        "import sys, gradstab.training as t, gradstab.cli as c\n"
+        "def broken(*args): raise RuntimeError('the disk caught fire')\n"
+        "t.train_step = broken\n"
+        "sys.exit(c.main(sys.argv[1:]))\n"
+    )
+    done = gradstab("train", *TINY, "out_dir=here", "quiet=true", cwd=tmp_path, code=code)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "the disk caught fire" in done.stderr
+    record = json.loads((tmp_path / "here" / "run.json").read_text())
+    assert (record["status"], record["reason"]) == ("failed", "RuntimeError: the disk caught fire")
+    assert "Traceback" in (tmp_path / "here" / "failure.txt").read_text()
+
+
+def test_data_that_cannot_be_had_is_a_clear_failure(here: Here, tmp_path: Path) -> None:
+    done = here("train", "model=lenet5", "data=mnist", "data.download=false", f"data.root={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "data.download=true" in done.stderr
+
+
+def test_show_configuration(tmp_path: Path) -> None:
+    done = gradstab("train", "--cfg", "job", "act=tanh", cwd=tmp_path, code=NO_TORCH)
+    assert done.returncode == 0
+    assert "name: tanh" in done.stdout
+
+
+def _completions(line: str, cwd: Path) -> set[str]:
+    done = gradstab(
+        "-sc", "query=bash", cwd=cwd, code=NO_TORCH, COMP_LINE=line, COMP_POINT=str(len(line)), COMP_CWORD="0"
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_completion_of_commands_groups_options_and_dotted_keys(tmp_path: Path) -> None:
+    assert {"train", "list"} <= _completions("gradstab ", tmp_path)
+    assert {"train", "list"} <= _completions("gradstab tr", tmp_path)
+    assert set(CHOICES) == _completions("gradstab list ", tmp_path)
+    groups = _completions("gradstab train ", tmp_path)
+    assert {"act=", "model=", "experiment=", "seed="} <= groups
+    assert {"act=sigmoid", "act=silu", "act=selu"} <= _completions("gradstab train act=s", tmp_path)
+    assert {"model.depth=", "model.dropout="} <= _completions("gradstab train model.d", tmp_path)
+    assert {"clip.max_norm="} <= _completions("gradstab train clip=norm clip.", tmp_path)
+
+
+def test_bash_itself_completes(tmp_path: Path) -> None:
+    """The installed shell function, driven as readline drives it."""
+    script = f"""
+        export PATH="{Path(sys.executable).parent}:$PATH"
+        eval "$(gradstab -sc install=bash)"
+        COMP_LINE="gradstab train act=sig"; COMP_POINT=${{#COMP_LINE}}; COMP_CWORD=2
+        hydra_bash_completion; echo "${{COMPREPLY[@]}}"
+        COMP_LINE="gradstab tra"; COMP_POINT=${{#COMP_LINE}}; COMP_CWORD=1
+        hydra_bash_completion; echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.split("\n")[:2] == ["act=sigmoid", "train"], done.stderr
