@@ -1,0 +1,191 @@
+"""The activations as the theory needs them: φ, φ', their kinks and, where they exist, closed-form Gaussian moments.
+
+All in numpy. scipy.special takes a quarter of a second to import and only erf, GELU and hardtanh need it, so it is
+imported where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Function = Callable[[Array], Array]
+# q -> E φ², E φ'², dE φ²/dq for a normal pre-activation of variance q.
+Moments = Callable[[Array], tuple[Array, Array, Array]]
+
+PRELU_SLOPE = 0.25
+SELU_ALPHA = 1.6732632423543772
+SELU_SCALE = 1.0507009873554805
+
+
+@dataclass(frozen=True)
+class Activation:
+    """φ, continuous, with derivative φ' almost everywhere.
+
+    ``kinks`` are the points where φ is not smooth. ``moments`` are closed forms, where they exist and keep their
+    digits for every q. ``scale_free`` is E φ²/q = E φ'² of a homogeneous φ (identity and the ReLUs). ``monotone``:
+    φ never falls.
+    """
+
+    name: str
+    phi: Function
+    slope: Function
+    kinks: tuple[float, ...] = ()
+    moments: Moments | None = None
+    scale_free: float | None = None
+    monotone: bool = True
+
+    @property
+    def at_zero(self) -> float:
+        """φ(0)."""
+        return float(self.phi(np.zeros(1))[0])
+
+
+def activation(name: str, *, slope: float = 0.01, alpha: float = 1.0) -> Activation:
+    """The activation of that name in gradstab's config.
+
+    ``slope`` is that of leaky_relu, ``alpha`` that of elu; the others ignore both. PReLU is taken as it starts, with
+    a slope of 1/4. Raises ValueError for a name that does not exist.
+    """
+    if name == "leaky_relu":
+        return _rectifier(name, slope)
+    if name == "elu":
+        return _elu(name, alpha, scale=1.0)
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"act={name}: allowed: {', '.join(sorted([*_ACTIVATIONS, 'elu', 'leaky_relu']))}")
+    return _ACTIVATIONS[name]
+
+
+def _rectifier(name: str, slope: float) -> Activation:
+    moment = (1 + slope**2) / 2
+
+    def moments(q: Array) -> tuple[Array, Array, Array]:
+        constant = np.full_like(q, moment)
+        return moment * q, constant, constant
+
+    return Activation(
+        name,
+        lambda x: np.where(x > 0, x, slope * x),
+        lambda x: np.where(x > 0, 1.0, slope),
+        kinks=() if slope == 1 else (0.0,),
+        moments=moments,
+        scale_free=moment,
+        monotone=slope >= 0,
+    )
+
+
+def _elu(name: str, alpha: float, scale: float) -> Activation:
+    # No closed forms here: ½ − erfcx(√(q/2)) + ½ erfcx(√(2q)) in E φ² loses all its digits as q → 0.
+    def phi(x: Array) -> Array:
+        return np.where(x > 0, scale * x, scale * alpha * np.expm1(np.minimum(x, 0)))
+
+    def slope(x: Array) -> Array:
+        return np.where(x > 0, scale, scale * alpha * np.exp(np.minimum(x, 0)))
+
+    return Activation(name, phi, slope, kinks=(0.0,))
+
+
+def _scaled_tanh(name: str, height: float, rate: float) -> Activation:
+    def slope(x: Array) -> Array:
+        return np.asarray(height * rate * (1 - np.square(np.tanh(rate * x))))
+
+    return Activation(name, lambda x: height * np.tanh(rate * x), slope)
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def _sigmoid_slope(x: Array) -> Array:
+    return np.asarray(0.25 * (1 - np.square(np.tanh(0.5 * x))))
+
+
+def _silu_slope(x: Array) -> Array:
+    return _sigmoid(x) + x * _sigmoid_slope(x)
+
+
+def _softplus(x: Array) -> Array:
+    return np.logaddexp(0.0, x)
+
+
+def _tanh_softplus(x: Array) -> Array:
+    """(e^2x + 2e^x) / (e^2x + 2e^x + 2), which is 1 to the last digit beyond x = 20."""
+    e = np.exp(np.minimum(x, 20.0))
+    w = e * (e + 2)
+    return np.asarray(w / (w + 2))
+
+
+def _mish(x: Array) -> Array:
+    return x * _tanh_softplus(x)
+
+
+def _mish_slope(x: Array) -> Array:
+    t = _tanh_softplus(x)
+    return np.asarray(t + x * (1 - np.square(t)) * _sigmoid(x))
+
+
+def _erf(x: Array) -> Array:
+    from scipy.special import erf  # type: ignore[import-untyped]
+
+    return np.asarray(erf(x))
+
+
+def _erf_slope(x: Array) -> Array:
+    return np.asarray(2 / np.sqrt(np.pi) * np.exp(-np.square(x)))
+
+
+def _erf_moments(q: Array) -> tuple[Array, Array, Array]:
+    """Williams 1997: E φ² = (2/π) asin(2q/(1+2q)), E φ'² = (4/π)/√(1+4q)."""
+    root = np.sqrt(1 + 4 * q)
+    return 2 / np.pi * np.arcsin(2 * q / (1 + 2 * q)), 4 / np.pi / root, 4 / np.pi / root / (1 + 2 * q)
+
+
+def normal_cdf(x: Array) -> Array:
+    """Φ, the distribution function of the standard normal."""
+    from scipy.special import ndtr
+
+    return np.asarray(ndtr(x))
+
+
+def _gelu_slope(x: Array) -> Array:
+    return np.asarray(normal_cdf(x) + x * np.exp(-0.5 * np.square(x)) / np.sqrt(2 * np.pi))
+
+
+def _hardtanh_moments(q: Array) -> tuple[Array, Array, Array]:
+    """E[x²; |x|<1] + P(|x|>1), P(|x|<1) and E[x²; |x|<1]/q; the last is an incomplete gamma function."""
+    from scipy.special import erf, erfc, gammainc
+
+    edge = 1 / np.sqrt(2 * q)
+    inside = np.asarray(gammainc(1.5, edge**2))
+    return q * inside + np.asarray(erfc(edge)), np.asarray(erf(edge)), inside
+
+
+_ACTIVATIONS: dict[str, Activation] = {
+    known.name: known
+    for known in (
+        _rectifier("identity", 1.0),
+        _rectifier("relu", 0.0),
+        _rectifier("prelu", PRELU_SLOPE),
+        _elu("selu", SELU_ALPHA, SELU_SCALE),
+        _scaled_tanh("tanh", 1.0, 1.0),
+        _scaled_tanh("scaled_tanh", 1.7159, 2 / 3),
+        Activation("sigmoid", _sigmoid, _sigmoid_slope),
+        Activation("softsign", lambda x: x / (1 + np.abs(x)), lambda x: (1 + np.abs(x)) ** -2.0, kinks=(0.0,)),
+        Activation("softplus", _softplus, _sigmoid),
+        Activation("silu", lambda x: x * _sigmoid(x), _silu_slope, monotone=False),
+        Activation("gelu", lambda x: x * normal_cdf(x), _gelu_slope, monotone=False),
+        Activation("mish", _mish, _mish_slope, monotone=False),
+        Activation("erf", _erf, _erf_slope, moments=_erf_moments),
+        Activation(
+            "hardtanh",
+            lambda x: np.clip(x, -1, 1),
+            lambda x: np.where(np.abs(x) < 1, 1.0, 0.0),
+            kinks=(-1.0, 1.0),
+            moments=_hardtanh_moments,
+        ),
+    )
+}

@@ -1,0 +1,89 @@
+"""The edge of chaos: where a squared gradient norm neither grows nor shrinks, χ₁ = 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstab.theory.activations import Activation, Array
+from gradstab.theory.errors import NoTheory
+from gradstab.theory.fixed_points import Stability, crossings, fixed_points, roots
+from gradstab.theory.maps import second_moment, second_moment_slope, slope_moment
+
+_GRID = np.geomspace(1e-9, 1e9, 721)
+
+
+@dataclass(frozen=True)
+class CriticalPoint:
+    """Variances at which χ₁ = 1 at a fixed point q of the length map.
+
+    ``kind`` is that fixed point's stability: ``stable`` and ``neutral`` (ReLU, linear: any q stays as it is) are
+    good to start from; ``half-stable`` holds for lengths on one side of q only; ``unstable`` is left by every q.
+    """
+
+    sigma_w2: float
+    sigma_b2: float
+    q: float
+    chi_parallel: float
+    kind: Stability
+
+
+def critical_line(act: Activation, q: Array | float) -> tuple[Array, Array, Array]:
+    """(σ_w², σ_b², χ∥) of the edge of chaos with fixed point q, for each q > 0 (Pennington et al. 2017).
+
+    σ_w² = 1/E φ'², σ_b² = q - σ_w² E φ². Where σ_b² < 0 there is no such network; where χ∥ > 1 its q is unstable.
+    """
+    sigma_w2 = 1 / slope_moment(act, q)
+    return sigma_w2, q - sigma_w2 * second_moment(act, q), sigma_w2 * second_moment_slope(act, q)
+
+
+def critical_point(act: Activation, sigma_b2: float = 0.0) -> CriticalPoint:
+    """The edge of chaos of an activation at σ_b² = ``sigma_b2``; of several, the most stable.
+
+    At σ_b² = 0 the fixed point is q = 0 with σ_w² = 1/E φ'(0)² where φ(0) = 0. Raises :class:`NoTheory` where there
+    is none: softplus at any σ_b², ReLU at σ_b² > 0.
+    """
+    if act.scale_free is not None:
+        if sigma_b2:
+            raise NoTheory(
+                f"act={act.name} has its edge of chaos at sigma_b2=0 alone: "
+                f"with sigma_b2={sigma_b2:g} and chi_1=1, q grows by sigma_b2 in every layer"
+            )
+        return CriticalPoint(1 / act.scale_free, 0.0, 1.0, 1.0, "neutral")
+    if not sigma_b2 and not act.at_zero:
+        return _described(act, 1 / float(slope_moment(act, 0.0)), 0.0, 0.0)
+
+    def miss(q: Array) -> Array:
+        return (critical_line(act, q)[1] - sigma_b2) / q
+
+    found = [_described(act, float(critical_line(act, q)[0]), sigma_b2, q) for q in roots(miss, _GRID)]
+    if not found:
+        raise NoTheory(
+            f"act={act.name} has no edge of chaos at sigma_b2={sigma_b2:g}: where chi_1=1, "
+            "the length map has no fixed point"
+        )
+    return min(found, key=lambda point: ("stable", "neutral", "half-stable", "unstable").index(point.kind))
+
+
+def half_stable_point(act: Activation) -> CriticalPoint | None:
+    """The point where χ₁ = χ∥ = 1 at some q > 0, or None where the edge of chaos has no such point.
+
+    GELU, SiLU and Mish have one: their critical line is unstable for σ_b² below it and stable above (Roberts, Yaida
+    and Hanin 2022, arXiv:2106.10165, §5.3.4).
+    """
+    if act.scale_free is not None:
+        return None
+    for q in crossings(lambda q: critical_line(act, q)[2] - 1, np.geomspace(1e-3, 1e6, 361)):
+        sigma_w2, sigma_b2, chi = (float(value) for value in critical_line(act, q))
+        if sigma_b2 >= 0:
+            return CriticalPoint(sigma_w2, sigma_b2, q, chi, "half-stable")
+    return None
+
+
+def _described(act: Activation, sigma_w2: float, sigma_b2: float, q: float) -> CriticalPoint:
+    """The critical point with the stability of its fixed point."""
+    point = min(fixed_points(act, sigma_w2, sigma_b2), key=lambda p: abs(p.q - q), default=None)
+    # Where V(q) touches q, rounding may leave no fixed point near: such a point is half-stable by construction.
+    kind: Stability = point.stability if point and abs(point.q - q) <= 1e-2 * q else "half-stable"
+    return CriticalPoint(sigma_w2, sigma_b2, q, sigma_w2 * float(second_moment_slope(act, q)), kind)

@@ -1,0 +1,167 @@
+"""Fixed points of the length map, whether they attract, and how deep a signal reaches.
+
+(Poole et al. 2016, arXiv:1606.05340; Schoenholz et al. 2017, arXiv:1611.01232; half-stable points: Roberts, Yaida
+and Hanin 2022, arXiv:2106.10165, §5.3)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from gradstab.theory.activations import Activation, Array
+from gradstab.theory.errors import NoTheory
+from gradstab.theory.maps import chi_1, chi_parallel, length_map, stable_correlation
+
+Stability = Literal["stable", "half-stable", "unstable", "neutral"]
+
+_GRID = np.geomspace(1e-9, 1e9, 721)
+_TANGENT = 1e-7  # a curve that comes within this of 0, relative to q, and turns, is said to touch it
+_FLAT = 1e-11  # (V(q) - q)/q below this is rounding
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """A length q with V(q) = q.
+
+    ``stable`` attracts from both sides (from above, for q = 0), be it only like 1/l where χ∥ = 1; ``half-stable``
+    attracts on one side and repels on the other; ``unstable`` repels; ``neutral``: every length is a fixed point,
+    and q = 1 stands for them all.
+    """
+
+    q: float
+    stability: Stability
+    chi_parallel: float
+    chi_1: float
+
+
+@dataclass(frozen=True)
+class DepthScales:
+    """Layers after which a deviation has shrunk by e: ξ = -1/ln χ.
+
+    inf where χ = 1, 0 where χ = 0, negative where χ > 1: the deviation grows by e in |ξ| layers. ``xi_q`` is that of
+    lengths, ``xi_c`` of correlations, ``xi_grad`` of *squared* gradient norms. ``c`` and ``xi_c`` are NaN where
+    q* = 0, as nothing is left to correlate.
+    """
+
+    q: float
+    c: float
+    chi_parallel: float
+    chi_1: float
+    chi_c: float
+    xi_q: float
+    xi_c: float
+    xi_grad: float
+
+
+def crossings(f: Callable[[Array], Array], x: Array) -> list[float]:
+    """Where f changes sign on the increasing grid x."""
+    sign = np.sign(f(x))
+    return [_bisect(f, x[i], x[i + 1]) for i in np.flatnonzero(sign[:-1] * sign[1:] < 0)]
+
+
+def roots(f: Callable[[Array], Array], x: Array) -> list[float]:
+    """Zeros of f on the increasing grid x: crossings, touching points, and the start of each stretch of zeros."""
+    found = crossings(f, x)
+    zero = np.concatenate([[False], f(x) == 0])
+    found += [float(root) for root in x[zero[1:] & ~zero[:-1]]]
+    size = np.abs(f(x))
+    for i in np.flatnonzero((size[1:-1] < size[:-2]) & (size[1:-1] < size[2:])) + 1:
+        if not any(x[i - 1] <= root <= x[i + 1] for root in found):
+            near = _minimum(lambda p: np.abs(f(p)), x[i - 1], x[i + 1])
+            if abs(f(np.array([near]))[0]) < _TANGENT:
+                found.append(near)
+    return sorted(found)
+
+
+def _bisect(f: Callable[[Array], Array], low: float, high: float) -> float:
+    """A zero between two points of opposite sign; each round looks at 33 points in one call."""
+    for _ in range(11):
+        x = np.linspace(low, high, 33)
+        y = np.sign(f(x))
+        i = int(np.argmax(y != y[0]))
+        if y[i] == 0:
+            return float(x[i])
+        low, high = x[i - 1], x[i]
+    return float((low + high) / 2)
+
+
+def _minimum(f: Callable[[Array], Array], low: float, high: float) -> float:
+    for _ in range(11):
+        x = np.linspace(low, high, 33)
+        i = int(np.clip(np.argmin(f(x)), 1, 31))
+        low, high = x[i - 1], x[i + 1]
+    return float((low + high) / 2)
+
+
+def fixed_points(act: Activation, sigma_w2: float, sigma_b2: float = 0.0) -> tuple[FixedPoint, ...]:
+    """All fixed points of q → σ_w² E φ(√q z)² + σ_b² in [0, 1e9], smallest first; none where q grows without bound."""
+    if act.scale_free is not None:
+        return _scale_free_fixed_points(sigma_w2 * act.scale_free, sigma_b2)
+
+    def excess(q: Array) -> Array:
+        """V(q)/q - 1, without its rounding."""
+        relative = length_map(act, q, sigma_w2, sigma_b2) / q - 1
+        return np.where(np.abs(relative) < _FLAT, 0.0, relative)
+
+    points = roots(excess, _GRID)
+    if not sigma_b2 and not act.at_zero * sigma_w2:
+        points = [0.0, *(q for q in points if q > 1e-8)]
+    return tuple(
+        FixedPoint(q, _stability(excess, q), float(chi_parallel(act, q, sigma_w2)), float(chi_1(act, q, sigma_w2)))
+        for q in points
+    )
+
+
+def _scale_free_fixed_points(chi: float, sigma_b2: float) -> tuple[FixedPoint, ...]:
+    """V(q) = χ q + σ_b², a straight line."""
+    if math.isclose(chi, 1.0, rel_tol=1e-12):
+        return () if sigma_b2 else (FixedPoint(1.0, "neutral", 1.0, 1.0),)
+    if chi > 1 and sigma_b2:
+        return ()
+    return (FixedPoint(sigma_b2 / (1 - chi), "stable" if chi < 1 else "unstable", chi, chi),)
+
+
+def _stability(excess: Callable[[Array], Array], q: float) -> Stability:
+    """From the signs of V(q) - q on both sides, at the nearest distance at which they stand out from rounding."""
+    above = _first_sign(excess(q + np.geomspace(max(1e-9, 1e-3 * q), max(10.0, q), 60)))
+    below = _first_sign(excess(q - np.geomspace(1e-3 * q, 0.9 * q, 60))) if q else -above
+    if above == below:
+        return "half-stable" if above else "neutral"
+    return "stable" if above < 0 else "unstable"
+
+
+def _first_sign(values: Array) -> float:
+    return float(np.sign(values[np.flatnonzero(values)[:1]]).sum())
+
+
+def depth_scales(act: Activation, sigma_w2: float, sigma_b2: float = 0.0, *, dropout: float = 0.0) -> DepthScales:
+    """q*, c* and the depth scales ξ_q, ξ_c, ξ_∇ at the smallest length that attracts from somewhere.
+
+    ``dropout`` is the rate p. Raises :class:`NoTheory` where no length attracts.
+    """
+    scaled = sigma_w2 / (1 - dropout)
+    point = next((p for p in fixed_points(act, scaled, sigma_b2) if p.stability != "unstable"), None)
+    if point is None:
+        raise NoTheory(
+            f"act={act.name} with sigma_w2={sigma_w2:g}, sigma_b2={sigma_b2:g}, dropout={dropout:g} has no stable "
+            "length: q grows with depth without bound, so there are no depth scales"
+        )
+    c, slope = math.nan, math.nan
+    if point.q > 0:
+        c, slope = stable_correlation(act, point.q, sigma_w2, sigma_b2, dropout=dropout)
+    return DepthScales(
+        point.q, c, point.chi_parallel, point.chi_1, slope, *map(_depth, (point.chi_parallel, slope, point.chi_1))
+    )
+
+
+def _depth(chi: float) -> float:
+    if math.isnan(chi):
+        return math.nan
+    if chi <= 0:
+        return 0.0
+    return math.inf if abs(chi - 1) < 1e-12 else -1 / math.log(chi)

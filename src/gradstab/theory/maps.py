@@ -1,0 +1,123 @@
+"""The mean-field maps of one wide layer: lengths, correlations, and their slopes.
+
+h^l is normal with variance q; W has variance σ_w²/fan_in, b has variance σ_b². σ_w² enters every map as a factor on
+an expectation over φ, so that dropout at rate p (inverted) is σ_w²/(1-p).
+(Poole et al. 2016, arXiv:1606.05340; Schoenholz et al. 2017, arXiv:1611.01232)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradstab.theory.activations import Activation, Array
+from gradstab.theory.quadrature import gaussian_expectation, pair_expectation
+
+# x φ(x) and x² stay normal numbers between these.
+_SMALLEST, _LARGEST = 1e-290, 1e290
+# Where φ(0) ≠ 0, x φ φ' is odd to leading order and cancels to q times what is left: below this no digit remains.
+_SMALLEST_WITH_OFFSET = 1e-10
+
+
+def _representable(q: Array | float) -> Array:
+    return np.minimum(np.maximum(q, _SMALLEST), _LARGEST)
+
+
+def second_moment(act: Activation, q: Array | float) -> Array:
+    """E φ(√q z)², for each q ≥ 0."""
+    if act.scale_free is not None:
+        return act.scale_free * np.asarray(q, dtype=np.float64)
+    q = _representable(q)
+    return act.moments(q)[0] if act.moments else gaussian_expectation(lambda x: act.phi(x) ** 2, q, act.kinks)
+
+
+def slope_moment(act: Activation, q: Array | float) -> Array:
+    """E φ'(√q z)², for each q ≥ 0."""
+    q = _representable(q)
+    return act.moments(q)[1] if act.moments else gaussian_expectation(lambda x: act.slope(x) ** 2, q, act.kinks)
+
+
+def second_moment_slope(act: Activation, q: Array | float) -> Array:
+    """d E φ(√q z)² / dq, for each q ≥ 0.
+
+    As E[z φ φ']/√q, which is (1/2q) E[(z²-1) φ²] integrated by parts once, holds with kinks all the same, and does
+    not lose its digits where q is small.
+    """
+    q = np.maximum(_representable(q), _SMALLEST_WITH_OFFSET if act.at_zero else _SMALLEST)
+    if act.moments:
+        return act.moments(q)[2]
+    return gaussian_expectation(lambda x: x * act.phi(x) * act.slope(x), q, act.kinks) / q
+
+
+def mean(act: Activation, q: Array | float) -> Array:
+    """E φ(√q z), for each q ≥ 0."""
+    return gaussian_expectation(act.phi, _representable(q), act.kinks)
+
+
+def mean_slope(act: Activation, q: Array | float) -> Array:
+    """d E φ(√q z) / dq = E[z φ'] / (2√q), for each q ≥ 0."""
+    q = np.maximum(_representable(q), _SMALLEST_WITH_OFFSET)
+    return gaussian_expectation(lambda x: x * act.slope(x), q, act.kinks) / (2 * q)
+
+
+def length_map(act: Activation, q: Array | float, sigma_w2: float, sigma_b2: float = 0.0) -> Array:
+    """q of the next layer: σ_w² E φ(√q z)² + σ_b² (Poole 2016, Eq. 3)."""
+    return sigma_w2 * second_moment(act, q) + sigma_b2
+
+
+def chi_parallel(act: Activation, q: Array | float, sigma_w2: float) -> Array:
+    """χ∥, the slope of the length map: σ_w² dE φ²/dq. Below 1, a fixed point attracts."""
+    return sigma_w2 * second_moment_slope(act, q)
+
+
+def chi_1(act: Activation, q: Array | float, sigma_w2: float) -> Array:
+    """χ₁ = σ_w² E φ'(√q z)²: the factor per layer on the *squared* gradient norm; the norm's is √χ₁."""
+    return sigma_w2 * slope_moment(act, q)
+
+
+def correlation_map(
+    act: Activation, c: float, q: float, sigma_w2: float, sigma_b2: float = 0.0, *, dropout: float = 0.0
+) -> float:
+    """c of the next layer: (σ_w² E φ(u)φ(v) + σ_b²)/q*, with u, v of variance q and correlation c (Poole 2016, Eq. 5).
+
+    q* is the next layer's variance, q itself at the fixed point. With ``dropout`` at rate p two samples have two
+    masks: σ_w² is divided by 1-p in q* alone, and c = 1 is no fixed point any more (Schoenholz 2017, §5).
+    """
+    return _correlation_and_slope(act, c, q, sigma_w2, sigma_b2, dropout)[0]
+
+
+def chi_c(
+    act: Activation, c: float, q: float, sigma_w2: float, sigma_b2: float = 0.0, *, dropout: float = 0.0
+) -> float:
+    """The slope of the correlation map at c, q/q* σ_w² E φ'(u)φ'(v); at a fixed point q* = q."""
+    return _correlation_and_slope(act, c, q, sigma_w2, sigma_b2, dropout)[1]
+
+
+def stable_correlation(
+    act: Activation, q: float, sigma_w2: float, sigma_b2: float = 0.0, *, dropout: float = 0.0
+) -> tuple[float, float]:
+    """The correlation c* that any two inputs approach, and the map's slope there.
+
+    The map is a power series in c without negative terms, so it is convex on [0, 1]: c* = 1 where χ₁ ≤ 1, else the
+    one fixed point below 1, which Newton's method reaches from 0 without overshooting.
+    """
+    if not dropout and (chi := float(chi_1(act, q, sigma_w2))) <= 1 + 1e-9:
+        return 1.0, chi
+    c = 0.0
+    for _ in range(60):
+        value, slope = _correlation_and_slope(act, c, q, sigma_w2, sigma_b2, dropout)
+        step = (value - c) / (1 - slope)
+        c = min(c + step, 1.0)
+        if abs(step) < 1e-12:
+            break
+    return c, _correlation_and_slope(act, c, q, sigma_w2, sigma_b2, dropout)[1]
+
+
+def _correlation_and_slope(
+    act: Activation, c: float, q: float, sigma_w2: float, sigma_b2: float, dropout: float
+) -> tuple[float, float]:
+    def products(x: Array, y: Array) -> Array:
+        return np.stack([act.phi(x) * act.phi(y), act.slope(x) * act.slope(y)])
+
+    product, slopes = pair_expectation(products, c, q, act.kinks)
+    following = float(length_map(act, q, sigma_w2 / (1 - dropout), sigma_b2))
+    return float(sigma_w2 * product + sigma_b2) / following, float(sigma_w2 * slopes) * q / following

@@ -1,0 +1,103 @@
+"""The prediction for a whole multilayer perceptron, layer by layer along its actual trajectory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gradstab.theory.activations import activation
+from gradstab.theory.errors import NoTheory
+from gradstab.theory.prediction import Prediction, assemble
+from gradstab.theory.trajectory import resolved, trajectory
+from gradstab.theory.unit import EPS, BatchNormBefore, build_unit
+from gradstab.theory.variances import Fan, Variances, layer_variances
+
+
+def predict(
+    *,
+    act: str,
+    widths: Sequence[int],
+    q0: ArrayLike,
+    init: str = "default",
+    act_knobs: Mapping[str, float] | None = None,
+    init_knobs: Mapping[str, float] | None = None,
+    norm: str = "none",
+    norm_position: str | None = None,
+    dropout: float = 0.0,
+    residual: str = "none",
+    bias: bool = True,
+    batch_size: int | None = None,
+    c0: float = 0.0,
+) -> Prediction:
+    """Lengths, slopes and gradient norms of a deep_mlp at initialisation, in training mode.
+
+    The names are those of gradstab's config; ``widths`` lists all of them, inputs and outputs included. ``q0`` is
+    the inputs' mean square ‖x‖²/N_0, or an array of one for each sample: then the squared gradient norms are
+    averaged over samples (work grows with samples × layers; a few hundred are plenty). ``batch_size`` (None: infinite)
+    and ``c0``, two inputs' mean ⟨x, x'⟩/N_0 over q0, matter to BatchNorm alone.
+
+    q^1 = σ_w² q0 + σ_b²; q^{l+1} = [q^l] + s² (σ_w² forward(q^l) + σ_b²);
+    E‖δ^l‖² = ([1] + s² σ_w² backward(q^l)) E‖δ^{l+1}‖². What is in brackets is a residual block's stream, on which δ
+    is then the gradient; s is 1 without. σ_w² is fan_in times the variance of W^{l+1}, which covers unequal widths.
+    (Schoenholz et al. 2017, arXiv:1611.01232; Yang & Schoenholz 2017, arXiv:1712.08969; Yang et al. 2019,
+    arXiv:1902.08129)
+
+    Raises :class:`NoTheory` where there is none.
+    """
+    act_knobs, init_knobs = act_knobs or {}, init_knobs or {}
+    fans = [Fan(fan_in, fan_out) for fan_in, fan_out in pairwise(widths)]
+    depth = len(fans) - 1
+    if depth < 1:
+        raise NoTheory("depth=0: there is no hidden layer to predict anything about")
+    phi = activation(act, **act_knobs)
+    unit = build_unit(phi, norm, norm_position, batch_size, dropout)
+    drawn = layer_variances(init, init_knobs, fans, act=act, act_slope=act_knobs.get("slope", 0.01), bias=bias)
+    lengths = np.atleast_1d(np.asarray(q0, dtype=np.float64))
+    if norm == "batch":
+        lengths = lengths.mean(keepdims=True)
+
+    blocks = depth - 1 if residual != "none" else 0
+    scale = _branch_scale(residual, blocks)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        # lsuv measures what it scales by without dropout.
+        undropped = build_unit(phi, norm, norm_position, batch_size, 0.0) if init == "lsuv" else unit
+        known = list(resolved(drawn, [undropped.forward] * depth, lengths, blocks, scale))
+        q = trajectory(known, [unit.forward] * depth, lengths, blocks, scale)
+        argument = q
+        if isinstance(unit, BatchNormBefore):
+            # Biases shift a whole batch, and so do not add to its variance.
+            weights = [Variances(v.sigma_w2, 0.0) for v in known]
+            argument = trajectory(weights, [unit.forward_variance] * depth, lengths * (1 - c0), blocks, scale)
+        return assemble(
+            known,
+            q,
+            unit.forward_slope(q),
+            unit.backward(argument),
+            blocks,
+            scale,
+            notes=tuple(_notes(norm, init, scale, float(argument.min()))),
+        )
+
+
+def _branch_scale(residual: str, blocks: int) -> float:
+    """s: 1, 1/√blocks or 0 at initialisation."""
+    if residual not in ("none", "add", "scaled", "rezero"):
+        raise ValueError(f"residual={residual}: allowed: none, add, scaled, rezero")
+    if not blocks or residual == "add":
+        return 1.0
+    return 1 / math.sqrt(blocks) if residual == "scaled" else 0.0
+
+
+def _notes(norm: str, init: str, scale: float, smallest: float) -> Iterator[str]:
+    if init in ("orthogonal", "delta_orthogonal", "lsuv"):
+        yield f"init={init}: taken as independent weights of the same variance, which wide layers cannot tell apart"
+    if scale == 0:
+        yield "residual=rezero: branches start at 0, so only the stem has a gradient, given relative to the stream's"
+    if norm == "batch":
+        yield "norm=batch: all pairs of inputs are taken as equally correlated, as real data are only some layers up"
+        if smallest < 1e3 * EPS:
+            yield f"norm=batch: eps={EPS:g} is left out, though a variance over the batch is as small as {smallest:.1e}"

@@ -1,0 +1,98 @@
+"""What a prediction holds, and the line through it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstab.theory.activations import Array
+from gradstab.theory.variances import Variances
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Expected values at initialisation, one for each hidden layer, the one nearest the input first.
+
+    ``q``: mean over samples and units of the squared pre-activation (in a residual net: of the stream that the layer
+    adds to). ``chi_parallel``: dq^{l+1}/dq^l. ``chi_1``: E‖δ^l‖²/E‖δ^{l+1}‖², a factor of *squared* norms (in a
+    residual net: of the gradients on the stream); the last is that of the output layer. ``signal_grad_norm``: the
+    expected √(mean over samples of ‖δ^l‖²), the topmost hidden layer's being 1. ``depth_factor``: its growth per
+    layer towards the input, with the ``depth_factor_r2`` of the fit; both NaN where fewer than two layers have a
+    gradient. ``sigma_w2``, ``sigma_b2``: variances of weights (times fan_in) and biases, the output layer's
+    included. ``notes``: what the prediction takes for granted beyond width, one line each.
+    """
+
+    q: Array
+    chi_parallel: Array
+    chi_1: Array
+    signal_grad_norm: Array
+    depth_factor: float
+    depth_factor_r2: float
+    sigma_w2: Array
+    sigma_b2: Array
+    notes: tuple[str, ...] = ()
+
+
+def assemble(
+    known: Sequence[Variances],
+    q: Array,
+    forward_slope: Array,
+    backward: Array,
+    blocks: int = 0,
+    scale: float = 1.0,
+    *,
+    notes: tuple[str, ...] = (),
+) -> Prediction:
+    """The prediction of a network from the slopes of its units, all [layers, samples], for σ_w² = 1.
+
+    The first ``blocks`` layers feed residual blocks whose branches are scaled by ``scale``. ‖δ^l‖ is then ``scale``
+    times the gradient on the stream, but for the stem.
+    """
+    depth = len(q)
+    sigma_w2 = np.array([v.sigma_w2 for v in known], dtype=np.float64)
+    stream = (np.arange(depth) < blocks)[:, None]
+    branch = np.where(stream, scale**2, 1.0) * sigma_w2[1:, None]
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):
+        log_stream = _log_gradients(stream + branch * backward)
+        log_scales = np.zeros(depth)
+        log_scales[1 : 1 + blocks] = np.log(scale)
+        log_norms = 0.5 * log_stream[:-1] + log_scales
+        # Without branches there is no gradient at the top: the stem's is then given relative to the stream's.
+        top = log_norms[-1] if scale else 0.5 * log_stream[-2]
+        factor, r2 = fit_depth_factor(log_norms)
+        return Prediction(
+            q=q.mean(axis=1),
+            chi_parallel=(stream + branch * forward_slope).mean(axis=1),
+            chi_1=np.exp(-np.diff(log_stream)),
+            signal_grad_norm=np.exp(log_norms - top),
+            depth_factor=factor,
+            depth_factor_r2=r2,
+            sigma_w2=sigma_w2,
+            sigma_b2=np.array([v.sigma_b2 for v in known]),
+            notes=notes,
+        )
+
+
+def _log_gradients(chi: Array) -> Array:
+    """log of the mean over samples of ‖δ^l‖², for factors [layers, samples]; the output layer's, 0, comes last."""
+    summed = np.cumsum(np.log(chi)[::-1], axis=0)[::-1]
+    return np.append(np.logaddexp.reduce(summed, axis=1) - np.log(chi.shape[1]), 0.0)
+
+
+def fit_depth_factor(log_norms: Array) -> tuple[float, float]:
+    """exp(-slope) of the least-squares line through log ‖δ^l‖ over the layers, and its R².
+
+    Layers without a gradient (-inf) are left out; NaN with fewer than two left. R² is 1 where all are equal.
+    """
+    layers = np.flatnonzero(np.isfinite(log_norms)).astype(np.float64)
+    if layers.size < 2:
+        return math.nan, math.nan
+    x = layers - layers.mean()
+    y = log_norms[np.isfinite(log_norms)]
+    y = y - y.mean()
+    sxx, sxy, syy = float(x @ x), float(x @ y), float(y @ y)
+    r2 = 1.0 if syy <= 1e-12 * y.size else sxy**2 / (sxx * syy)
+    return math.exp(-sxy / sxx), r2

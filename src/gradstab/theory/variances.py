@@ -1,0 +1,98 @@
+"""What an initialisation scheme is to the theory: σ_w² and σ_b² of each layer, from its fans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gradstab.theory.activations import PRELU_SLOPE
+from gradstab.theory.errors import NoTheory
+
+
+@dataclass(frozen=True)
+class Fan:
+    """Connections of one layer: inputs that a unit sums over, units that an input feeds.
+
+    ``kernel`` is the number of positions that both count, k² for a convolution.
+    """
+
+    fan_in: int
+    fan_out: int
+    kernel: int = 1
+
+
+@dataclass(frozen=True)
+class Variances:
+    """Weights of variance ``sigma_w2``/fan_in and biases of variance ``sigma_b2``.
+
+    A ``sigma_w2`` of None stands for lsuv's: whatever gives the layer's output the variance ``output``.
+    """
+
+    sigma_w2: float | None
+    sigma_b2: float
+    output: float = 0.0
+
+
+_NO_THEORY = {
+    "zeros": "every weight is 0, so no signal passes and no gradient reaches a hidden layer",
+    "constant": "all units of a layer are one and the same; mean-field theory needs independent weights",
+    "identity": "its weights are not random; mean-field theory needs weights without a preferred direction",
+    "fixup": "the output layer starts at 0, so no gradient reaches a hidden layer at the first step",
+}
+
+
+def layer_variances(
+    init: str, knobs: Mapping[str, float], fans: Sequence[Fan], *, act: str, act_slope: float, bias: bool
+) -> list[Variances]:
+    """σ_w² and σ_b² of each layer for ``init`` of gradstab's config; ``knobs`` are its own, ``gain`` included.
+
+    ``act_slope`` is leaky_relu's, for the kaiming schemes. Raises :class:`NoTheory` for schemes that mean-field
+    theory has no word on, and where weights have variance 0.
+    """
+    if init in _NO_THEORY:
+        raise NoTheory(f"init={init}: {_NO_THEORY[init]}")
+    gain2 = knobs.get("gain", 1.0) ** 2
+    if init == "lsuv":
+        return [Variances(None, 0.0, gain2) for _ in fans]
+    found = [
+        Variances(gain2 * _sigma_w2(init, knobs, fan, act, act_slope), _sigma_b2(init, knobs, fan) if bias else 0.0)
+        for fan in fans
+    ]
+    if not all(variances.sigma_w2 for variances in found):
+        raise NoTheory(f"init={init}: {_NO_THEORY['zeros']}")
+    return found
+
+
+def _sigma_w2(init: str, knobs: Mapping[str, float], fan: Fan, act: str, act_slope: float) -> float:
+    """fan_in · Var W, for a gain of 1."""
+    match init:
+        case "default":
+            return 1 / 3
+        case "normal":
+            return knobs["std"] ** 2 * fan.fan_in
+        case "uniform":
+            return knobs["bound"] ** 2 / 3 * fan.fan_in
+        case "xavier_uniform" | "xavier_normal":
+            return 2 * fan.fan_in / (fan.fan_in + fan.fan_out)
+        case "kaiming_uniform" | "kaiming_normal":
+            slope = {"leaky_relu": act_slope, "prelu": PRELU_SLOPE}.get(act, 0.0)
+            return 2 / (1 + slope**2)
+        case "lecun_normal":
+            return 1.0
+        case "orthogonal":
+            # Orthonormal rows have entries of variance 1/fan_in, orthonormal columns of 1/units.
+            return min(1.0, fan.fan_in * fan.kernel / fan.fan_out)
+        case "delta_orthogonal":
+            return min(1.0, fan.fan_in / fan.fan_out)
+        case "variance":
+            return knobs["sigma_w2"]
+    raise ValueError(f"init={init}: not known to the theory")
+
+
+def _sigma_b2(init: str, knobs: Mapping[str, float], fan: Fan) -> float:
+    match init:
+        case "default":
+            return 1 / (3 * fan.fan_in)
+        case "variance":
+            return knobs["sigma_b2"]
+    return 0.0

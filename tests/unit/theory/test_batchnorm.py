@@ -1,0 +1,60 @@
+"""BatchNorm's rates against Yang et al. 2019 and against autograd through the norm."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gradstab.theory import NoTheory, activation, batch_norm_rate, layer_norm_rate
+from gradstab.theory.batchnorm import batch_norm_moments
+
+
+@pytest.mark.parametrize(("samples", "rate"), [(8, 1.788190), (32, 1.521953), (512, 1.470069)])
+def test_relu_rates_of_yang(samples: int, rate: float) -> None:
+    assert batch_norm_rate(activation("relu"), samples) == pytest.approx(rate, abs=5e-7)
+
+
+def test_infinite_batches() -> None:
+    assert batch_norm_rate(activation("relu")) == pytest.approx(math.pi / (math.pi - 1), rel=1e-10)
+    for name in ("tanh", "hardtanh", "gelu", "sigmoid"):
+        rate = batch_norm_rate(activation(name))
+        assert rate > 1
+        assert batch_norm_rate(activation(name), 100_000) == pytest.approx(rate, rel=1e-4)
+
+
+@pytest.mark.parametrize("samples", [4, 5, 32, 512])
+def test_linear_rate(samples: int) -> None:
+    assert batch_norm_rate(activation("identity"), samples) == pytest.approx((samples - 2) / (samples - 3), rel=1e-9)
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_too_few_samples(samples: int) -> None:
+    with pytest.raises(NoTheory, match="from 4 samples on"):
+        batch_norm_rate(activation("tanh"), samples)
+
+
+@pytest.mark.parametrize(("name", "phi"), [("tanh", torch.tanh), ("hardtanh", F.hardtanh)])
+def test_moments_against_autograd_through_the_norm(name: str, phi: object) -> None:
+    """Units with independent normal batches, gradients centred over the batch: what a layer above hands down."""
+    samples, units = 8, 400_000
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(samples, units, generator=generator, requires_grad=True)
+    a = phi(F.batch_norm(h, None, None, training=True, eps=1e-12))  # type: ignore[operator]
+    above = torch.randn(samples, units, generator=generator)
+    above = above - above.mean(dim=0)
+    (below,) = torch.autograd.grad(a, h, above)
+    moments = batch_norm_moments(activation(name), samples)
+    assert a.square().mean().item() == pytest.approx(moments.square, rel=3e-3)
+    assert a.var(dim=0).mean().item() == pytest.approx(moments.variance(), rel=3e-3)
+    factor = (below.square().mean() / above.square().mean()).item()
+    assert factor == pytest.approx(moments.backward(), rel=1e-2)
+
+
+def test_layer_norm_rate() -> None:
+    assert layer_norm_rate(activation("relu")) == pytest.approx(1, rel=1e-12)
+    # E φ'² / E φ² of erf at variance 1.
+    assert layer_norm_rate(activation("erf")) == pytest.approx(2 / np.sqrt(5) / np.arcsin(2 / 3), rel=1e-12)

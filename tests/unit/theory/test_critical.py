@@ -1,0 +1,88 @@
+"""The edge of chaos against the published points."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradstab.theory import NoTheory, activation, chi_1, critical_line, critical_point, half_stable_point, length_map
+
+
+@pytest.mark.parametrize(
+    ("sigma_w2", "sigma_b2", "tolerance"), [(1.05, 2.006e-5, 5e-5), (1.76095, 0.05, 5e-6), (2.0, 0.10379, 5e-5)]
+)
+def test_tanh_points_of_pennington_and_schoenholz(sigma_w2: float, sigma_b2: float, tolerance: float) -> None:
+    point = critical_point(activation("tanh"), sigma_b2)
+    assert point.sigma_w2 == pytest.approx(sigma_w2, abs=tolerance)
+    assert point.sigma_b2 == sigma_b2
+    assert point.kind == "stable"
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma_b2", "sigma_w2"), [("gelu", 0.17292239, 1.98305826), ("silu", 0.55514317, 1.98800468)]
+)
+def test_half_stable_points_of_roberts_yaida_hanin(name: str, sigma_b2: float, sigma_w2: float) -> None:
+    found = half_stable_point(activation(name))
+    assert found is not None
+    assert found.kind == "half-stable"
+    assert found.sigma_b2 == pytest.approx(sigma_b2, abs=5e-9)
+    assert found.sigma_w2 == pytest.approx(sigma_w2, abs=5e-9)
+    assert found.chi_parallel == pytest.approx(1, abs=1e-10)
+    at = critical_point(activation(name), sigma_b2)
+    assert at.kind == "half-stable"
+    assert at.sigma_w2 == pytest.approx(sigma_w2, abs=5e-9)
+    assert critical_point(activation(name), 0.5 * sigma_b2).kind == "unstable"
+    assert critical_point(activation(name), 2.0 * sigma_b2).kind == "stable"
+
+
+def test_sigmoid_without_biases() -> None:
+    point = critical_point(activation("sigmoid"))
+    assert point.sigma_w2 == pytest.approx(103.008, abs=5e-4)
+    assert point.q == pytest.approx(45.62, abs=5e-3)
+    assert point.kind == "stable"
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma_w2", "kind"),
+    [
+        ("identity", 1.0, "neutral"),
+        ("relu", 2.0, "neutral"),
+        ("prelu", 32 / 17, "neutral"),
+        ("tanh", 1.0, "stable"),
+        ("hardtanh", 1.0, "stable"),
+        ("softsign", 1.0, "stable"),
+        ("elu", 1.0, "stable"),
+        ("erf", np.pi / 4, "stable"),
+        ("gelu", 4.0, "unstable"),
+    ],
+)
+def test_critical_points_without_biases(name: str, sigma_w2: float, kind: str) -> None:
+    point = critical_point(activation(name))
+    assert point.sigma_w2 == pytest.approx(sigma_w2, rel=1e-12)
+    assert point.kind == kind
+
+
+@pytest.mark.parametrize("name", ["tanh", "erf", "hardtanh", "selu", "elu", "softsign", "sigmoid", "scaled_tanh"])
+def test_critical_points_are_fixed_and_critical(name: str) -> None:
+    act = activation(name)
+    point = critical_point(act, 0.3)
+    assert length_map(act, point.q, point.sigma_w2, 0.3) == pytest.approx(point.q, rel=1e-9)
+    assert chi_1(act, point.q, point.sigma_w2) == pytest.approx(1, rel=1e-12)
+    assert point.kind == "stable"
+
+
+def test_where_there_is_none_it_says_so() -> None:
+    for sigma_b2 in (0.0, 0.1, 1.0):
+        with pytest.raises(NoTheory, match="softplus has no edge of chaos"):
+            critical_point(activation("softplus"), sigma_b2)
+    with pytest.raises(NoTheory, match="sigma_b2=0 alone"):
+        critical_point(activation("relu"), 0.1)
+    assert half_stable_point(activation("tanh")) is None
+    assert half_stable_point(activation("hardtanh")) is None
+
+
+def test_critical_line_of_erf_in_closed_form() -> None:
+    q = np.array([0.1, 1.0, 10.0])
+    sigma_w2, sigma_b2, _ = critical_line(activation("erf"), q)
+    np.testing.assert_allclose(sigma_w2, np.pi / 4 * np.sqrt(1 + 4 * q), rtol=1e-12)
+    np.testing.assert_allclose(sigma_b2, q - np.sqrt(1 + 4 * q) / 2 * np.arcsin(2 * q / (1 + 2 * q)), rtol=1e-12)

@@ -1,0 +1,129 @@
+"""Maps, fixed points and depth scales against published values, closed forms and finite differences."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from gradstab.theory import (
+    NoTheory,
+    activation,
+    chi_1,
+    chi_c,
+    chi_parallel,
+    correlation_map,
+    depth_scales,
+    fixed_points,
+)
+from gradstab.theory import length_map as step
+from gradstab.theory.maps import mean, mean_slope, second_moment, second_moment_slope, stable_correlation
+from gradstab.theory.quadrature import gaussian_expectation
+from tests.unit.theory.test_quadrature import NAMES
+
+
+def test_selu_moment_map_has_the_published_jacobian() -> None:
+    """Klambauer et al. 2017, Eq. 6, at mean 0 and variance 1; weights with mean 0 leave the first column 0."""
+    selu = activation("selu")
+    assert mean(selu, 1.0) == pytest.approx(0, abs=1e-12)
+    assert second_moment(selu, 1.0) == pytest.approx(1, abs=1e-12)
+    assert mean_slope(selu, 1.0) == pytest.approx(0.088834, abs=1e-6)
+    # The variance is E φ² - (E φ)², whose second term is flat where the mean is 0. The paper's last digit is cut.
+    assert second_moment_slope(selu, 1.0) == pytest.approx(0.782648, abs=5e-7)
+    assert chi_1(selu, 1.0, 1.0) == pytest.approx(1.071575, abs=5e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chi_parallel_is_the_slope_of_the_length_map(name: str) -> None:
+    act, q = activation(name), np.array([0.01, 0.5, 3.0, 100.0])
+    by_definition = gaussian_expectation(lambda x: act.phi(x) ** 2, q, act.kinks)
+    weighted = np.array([gaussian_expectation(lambda x, v=v: x**2 / v * act.phi(x) ** 2, v, act.kinks) for v in q])
+    expected = 1.7 * (weighted - by_definition) / (2 * q)
+    np.testing.assert_allclose(chi_parallel(act, q, 1.7), expected, rtol=1e-8)
+    difference = (step(act, q * 1.0001, 1.7, 0.3) - step(act, q * 0.9999, 1.7, 0.3)) / (q * 2e-4)
+    np.testing.assert_allclose(chi_parallel(act, q, 1.7), difference, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("sigmoid", 1 / 16), ("softplus", 1 / 4 + math.log(2) / 4), ("tanh", 1)])
+def test_chi_parallel_keeps_its_digits_as_q_vanishes(name: str, limit: float) -> None:
+    # (φ²)''/2 at 0, which is φ'² + φφ''; sigmoid has φ'' = 0 there.
+    assert chi_parallel(activation(name), 1e-30, 1.0) == pytest.approx(limit, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "hardtanh"])
+def test_slope_of_the_correlation_map(name: str) -> None:
+    act, q = activation(name), 0.8
+    low, high = (correlation_map(act, 0.4 + h, q, 1.5, 0.2) for h in (-1e-4, 1e-4))
+    # The map divides by the next layer's variance, its slope by this one's: at a fixed point they are the same.
+    assert chi_c(act, 0.4, q, 1.5, 0.2) == pytest.approx((high - low) / 2e-4, rel=1e-6)
+
+
+def test_correlations_of_relu_follow_the_closed_form_map() -> None:
+    relu = activation("relu")
+    for c in (0.0, 0.2, 0.9, 1.0):
+        expected = (math.sqrt(1 - c**2) + (math.pi - math.acos(c)) * c) / math.pi
+        assert correlation_map(relu, c, 3.0, 2.0) == pytest.approx(expected, rel=1e-10)
+
+
+def test_dropout_takes_perfect_correlation_away() -> None:
+    """Schoenholz et al. 2017, §5: (q - p σ_w² E φ²/(1-p))/q at c = 1, the two masks being independent."""
+    tanh = activation("tanh")
+    (point,) = fixed_points(tanh, 2.0 / 0.8, 0.1)
+    missing = 0.2 * (2.0 / 0.8) * float(second_moment(tanh, point.q))
+    assert correlation_map(tanh, 1.0, point.q, 2.0, 0.1, dropout=0.2) == pytest.approx(1 - missing / point.q, rel=1e-9)
+    c, slope = stable_correlation(tanh, point.q, 2.0, 0.1, dropout=0.2)
+    assert 0 < c < 1
+    assert correlation_map(tanh, c, point.q, 2.0, 0.1, dropout=0.2) == pytest.approx(c, abs=1e-10)
+    scales = depth_scales(tanh, 2.0, 0.1, dropout=0.2)
+    assert scales.c == pytest.approx(c, rel=1e-9)
+    assert scales.xi_c == pytest.approx(-1 / math.log(slope), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma_w2", "sigma_b2", "expected"),
+    [
+        ("tanh", 0.5, 0.0, [(0.0, "stable")]),
+        ("tanh", 1.0, 0.0, [(0.0, "stable")]),  # like 1/l
+        ("hardtanh", 1.0, 0.0, [(0.0, "stable")]),
+        ("tanh", 2.0, 0.0, [(0.0, "unstable"), (0.61796, "stable")]),
+        ("selu", 1.0, 0.0, [(0.0, "unstable"), (1.0, "stable")]),
+        ("relu", 1.5, 0.3, [(1.2, "stable")]),
+        ("relu", 2.0, 0.0, [(1.0, "neutral")]),
+        ("relu", 2.0, 0.1, []),
+        ("relu", 2.5, 0.0, [(0.0, "unstable")]),
+        ("gelu", 4.0, 0.0, [(0.0, "unstable")]),
+        ("gelu", 2.0, 0.1, [(0.3408, "stable"), (11.298, "unstable")]),
+        ("softplus", 4.0, 0.0, []),
+    ],
+)
+def test_fixed_points(name: str, sigma_w2: float, sigma_b2: float, expected: list[tuple[float, str]]) -> None:
+    act = activation(name)
+    points = fixed_points(act, sigma_w2, sigma_b2)
+    assert [p.stability for p in points] == [stability for _, stability in expected]
+    for point, (q, _) in zip(points, expected, strict=True):
+        assert point.q == pytest.approx(q, rel=1e-3, abs=1e-12)
+        assert step(act, point.q, sigma_w2, sigma_b2) == pytest.approx(point.q, rel=1e-9, abs=1e-12)
+
+
+def test_depth_scales_are_the_rates_at_which_deviations_shrink() -> None:
+    tanh, sigma_w2, sigma_b2 = activation("tanh"), 2.5, 0.1
+    scales = depth_scales(tanh, sigma_w2, sigma_b2)
+    q, c = scales.q + 1e-4, scales.c - 1e-4
+    for _ in range(5):
+        q = float(step(tanh, q, sigma_w2, sigma_b2))
+        c = correlation_map(tanh, c, scales.q, sigma_w2, sigma_b2)
+    assert math.log((q - scales.q) / 1e-4) == pytest.approx(-5 / scales.xi_q, rel=1e-3)
+    assert math.log((scales.c - c) / 1e-4) == pytest.approx(-5 / scales.xi_c, rel=1e-3)
+    assert scales.chi_1 > 1
+    assert scales.xi_grad == pytest.approx(-1 / math.log(scales.chi_1))
+
+
+def test_depth_scales_at_the_edge_and_beyond_it() -> None:
+    assert depth_scales(activation("relu"), 2.0).xi_grad == math.inf
+    ordered = depth_scales(activation("tanh"), 0.5)
+    assert ordered.q == 0
+    assert ordered.xi_grad == pytest.approx(1 / math.log(2))
+    assert math.isnan(ordered.xi_c)
+    with pytest.raises(NoTheory, match="grows with depth without bound"):
+        depth_scales(activation("relu"), 2.0, dropout=0.1)

@@ -1,0 +1,234 @@
+"""Whole networks: the prediction against plain torch networks at initialisation."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gradstab.theory import activation, batch_norm_rate, length_map, predict
+from tests.unit.theory.nets import batch_norm, depth_factor, gaussian_inputs, layer_norm, mean_log_profile, profile
+
+EQUAL = [1000] * 11 + [10]
+UNEQUAL = [600, 1600, 1000, 1400, 1200, 1000, 1500, 1000, 1200, 10]
+
+
+def plane(sigma_w2: float, sigma_b2: float = 0.0) -> dict[str, Any]:
+    return {"init": "variance", "init_knobs": {"sigma_w2": sigma_w2, "sigma_b2": sigma_b2}}
+
+
+@pytest.mark.parametrize(
+    ("act", "phi", "widths", "sigma_w2", "sigma_b2", "theory"),
+    [
+        ("identity", lambda x: x, EQUAL, 1.0, 0.0, plane(1.0)),
+        ("relu", torch.relu, EQUAL, 2.0, 0.0, {"init": "kaiming_normal"}),
+        ("relu", torch.relu, UNEQUAL, 2.0, 0.0, {"init": "kaiming_normal"}),
+        ("tanh", torch.tanh, EQUAL, 1.0, 0.0, {"init": "lecun_normal", "bias": False}),
+        ("tanh", torch.tanh, EQUAL, 2.0, 0.1, plane(2.0, 0.1)),
+        ("tanh", torch.tanh, UNEQUAL, lambda n, m: 2 * n / (n + m), 0.0, {"init": "xavier_normal"}),
+        ("selu", F.selu, EQUAL, 1.0, 0.0, {"init": "lecun_normal"}),
+        ("gelu", F.gelu, EQUAL, 1.44, 0.0, {"init": "lecun_normal", "init_knobs": {"gain": 1.2}}),
+        ("sigmoid", torch.sigmoid, EQUAL, 4.0, 0.1, plane(4.0, 0.1)),
+        ("hardtanh", F.hardtanh, UNEQUAL, lambda n, _: n / 900, 0.0, {"init": "normal", "init_knobs": {"std": 1 / 30}}),
+    ],
+)  # fmt: skip
+def test_plain_networks(act: str, phi: Any, widths: list[int], sigma_w2: Any, sigma_b2: float, theory: Any) -> None:
+    logs = mean_log_profile(4, 32, widths, phi, sigma_w2=sigma_w2, sigma_b2=sigma_b2)
+    predicted = predict(act=act, widths=widths, q0=1.0, **theory)
+    assert predicted.depth_factor == pytest.approx(depth_factor(logs), rel=0.01)
+    np.testing.assert_allclose(predicted.signal_grad_norm, np.exp(logs), rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("act", "phi", "net", "theory"),
+    [
+        ("relu", torch.relu, {"sigma_w2": 2.0, "before": layer_norm}, {"norm": "layer", **plane(2.0)}),
+        (
+            "tanh",
+            torch.tanh,
+            {"sigma_w2": 2.0, "sigma_b2": 0.3, "before": layer_norm},
+            {"norm": "layer", "norm_position": "before", **plane(2.0, 0.3)},
+        ),
+        (
+            "relu",
+            torch.relu,
+            {"sigma_w2": 1.0, "sigma_b2": 0.1, "after": layer_norm},
+            {"norm": "layer", "norm_position": "after", **plane(1.0, 0.1)},
+        ),
+        ("relu", torch.relu, {"sigma_w2": 2.0, "dropout": 0.2}, {"dropout": 0.2, **plane(2.0)}),
+        ("tanh", torch.tanh, {"sigma_w2": 1.5, "dropout": 0.3}, {"dropout": 0.3, **plane(1.5)}),
+    ],
+)
+def test_layer_norm_and_dropout(act: str, phi: Any, net: Any, theory: Any) -> None:
+    logs = mean_log_profile(4, 32, EQUAL, phi, **net)
+    predicted = predict(act=act, widths=EQUAL, q0=1.0, **theory)
+    assert predicted.depth_factor == pytest.approx(depth_factor(logs), rel=0.015)
+    np.testing.assert_allclose(predicted.signal_grad_norm, np.exp(logs), rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("act", "phi", "net", "theory"),
+    [
+        ("relu", torch.relu, {"sigma_w2": 2.0}, plane(2.0)),
+        ("tanh", torch.tanh, {"sigma_w2": 0.5, "sigma_b2": 1.0}, plane(0.5, 1.0)),
+        ("relu", torch.relu, {"sigma_w2": 2.0, "dropout": 0.2}, {"dropout": 0.2, **plane(2.0)}),
+        ("relu", torch.relu, {"sigma_w2": 2.0, "residual": 1.0}, {"residual": "add", **plane(2.0)}),
+    ],
+)
+def test_batch_norm(act: str, phi: Any, net: Any, theory: Any) -> None:
+    widths = [2000] * 8 + [10]
+    logs = mean_log_profile(2, 32, widths, phi, before=batch_norm, **net)
+    predicted = predict(act=act, widths=widths, q0=1.0, norm="batch", batch_size=32, **theory)
+    assert predicted.depth_factor == pytest.approx(depth_factor(logs), rel=0.01)
+    assert any("equally correlated" in note for note in predicted.notes)
+
+
+def test_correlated_inputs_shrink_the_batch_deviation_that_the_first_norm_divides_by() -> None:
+    widths, c0 = [2000] * 4 + [10], 0.75
+    x = math.sqrt(c0) * gaussian_inputs(1, 2000, 7) + math.sqrt(1 - c0) * gaussian_inputs(32, 2000, 0)
+    logs = [np.log(profile(x, widths, torch.relu, seed, sigma_w2=2.0, before=batch_norm)[1]) for seed in range(2)]
+    found = np.exp(np.diff(np.mean(logs, axis=0)))
+    predicted = predict(act="relu", widths=widths, q0=1.0, c0=c0, norm="batch", batch_size=32, **plane(2.0))
+    np.testing.assert_allclose(predicted.signal_grad_norm[1:] / predicted.signal_grad_norm[:-1], found, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("act", "phi", "widths", "net", "theory"),
+    [
+        ("relu", torch.relu, EQUAL, {"sigma_w2": 1.0, "residual": 1.0}, {"residual": "add", **plane(1.0)}),
+        (
+            "tanh",
+            torch.tanh,
+            EQUAL,
+            {"sigma_w2": 1.0, "sigma_b2": 0.1, "residual": 1 / 3},
+            {"residual": "scaled", **plane(1.0, 0.1)},
+        ),
+        (
+            "tanh",
+            torch.tanh,
+            UNEQUAL,
+            {"sigma_w2": 2.0, "residual": 1.0, "dropout": 0.1},
+            {"residual": "add", "dropout": 0.1, **plane(2.0)},
+        ),
+        (
+            "gelu",
+            F.gelu,
+            EQUAL,
+            {"sigma_w2": 2.0, "residual": 1.0, "before": layer_norm},
+            {"residual": "add", "norm": "layer", **plane(2.0)},
+        ),
+        (
+            "gelu",
+            F.gelu,
+            EQUAL,
+            {"sigma_w2": 2.0, "residual": 1.0, "after": layer_norm},
+            {"residual": "add", "norm": "layer", "norm_position": "after", **plane(2.0)},
+        ),
+    ],
+)
+def test_residual_networks(act: str, phi: Any, widths: list[int], net: Any, theory: Any) -> None:
+    logs = mean_log_profile(4, 32, widths, phi, **net)
+    predicted = predict(act=act, widths=widths, q0=1.0, **theory)
+    assert predicted.depth_factor == pytest.approx(depth_factor(logs), rel=0.01)
+    ratios = predicted.signal_grad_norm[:-1] / predicted.signal_grad_norm[1:]
+    np.testing.assert_allclose(ratios, np.exp(logs[:-1] - logs[1:]), rtol=0.01)
+
+
+@pytest.mark.parametrize("residual", [None, 1.0, 1 / math.sqrt(7)])
+def test_lengths_along_the_trajectory(residual: float | None) -> None:
+    x = gaussian_inputs(64, 600, 0) * 1.5
+    knobs: Any = {"sigma_w2": 1.5, "sigma_b2": 0.02, "residual": residual}
+    found = np.mean([profile(x, UNEQUAL, torch.tanh, seed, **knobs)[0] for seed in range(3)], axis=0)
+    kind = {None: "none", 1.0: "add"}.get(residual, "scaled")
+    predicted = predict(act="tanh", widths=UNEQUAL, q0=2.25, residual=kind, **plane(1.5, 0.02))
+    np.testing.assert_allclose(predicted.q, found, rtol=0.02)
+
+
+def test_lengths_that_approach_their_fixed_point_slowly_are_followed_to_the_end() -> None:
+    tanh, q = activation("tanh"), 1.0
+    predicted = predict(act="tanh", widths=[100] * 402, q0=1.0, **plane(1.0)).q
+    for layer in range(400):
+        assert predicted[layer] == pytest.approx(q, rel=1e-12)
+        q = float(length_map(tanh, q, 1.0))
+    assert predicted[-1] == pytest.approx(1 / (2 * 400), rel=0.05)
+
+
+def test_samples_of_unequal_length_are_averaged_over() -> None:
+    """Small inputs pass tanh in its linear range, large ones saturate it: the mean of squares is not that of one q."""
+    q0 = np.where(np.arange(64) % 2, 9.0, 0.01)
+    widths = [1000] * 6 + [10]
+    logs = []
+    for seed in range(4):
+        x = gaussian_inputs(64, 1000, seed) * torch.tensor(np.sqrt(q0))[:, None].float()
+        signals = np.log(profile(x, widths, torch.tanh, seed, sigma_w2=1.2)[1])
+        logs.append(signals - signals[-1])
+    found = np.exp(np.mean(logs, axis=0))
+    np.testing.assert_allclose(
+        predict(act="tanh", widths=widths, q0=q0, **plane(1.2)).signal_grad_norm, found, rtol=0.03
+    )
+    at_mean = predict(act="tanh", widths=widths, q0=q0.mean(), **plane(1.2)).signal_grad_norm
+    assert abs(at_mean[0] / found[0] - 1) > 0.1
+
+
+def test_orthogonal_weights() -> None:
+    logs = mean_log_profile(1, 32, UNEQUAL, torch.tanh, orthogonal=True)
+    predicted = predict(act="tanh", widths=UNEQUAL, q0=1.0, init="orthogonal")
+    assert predicted.depth_factor == pytest.approx(depth_factor(logs), rel=0.01)
+    np.testing.assert_allclose(predicted.sigma_w2, [min(1, n / m) for n, m in pairwise(UNEQUAL)])
+
+
+def test_known_rates() -> None:
+    widths = [100] + [500] * 30 + [10]
+    linear = predict(act="identity", widths=widths, q0=1.0, init="default", bias=False)
+    assert linear.depth_factor == pytest.approx(math.sqrt(1 / 3), rel=1e-12)
+    assert linear.depth_factor_r2 == pytest.approx(1, rel=1e-12)
+    np.testing.assert_allclose(linear.q, 3.0 ** -np.arange(1, 31), rtol=1e-12)
+    normed = predict(act="relu", widths=widths, q0=1.0, norm="batch", batch_size=32, **plane(3.0))
+    np.testing.assert_allclose(normed.chi_1[1:-1], batch_norm_rate(activation("relu"), 32), rtol=1e-12)
+    scaled = predict(act="relu", widths=widths, q0=1.0, residual="scaled", **plane(2.0))
+    stream = np.prod(scaled.chi_1[:-1])
+    assert stream == pytest.approx((1 + 1 / 29) ** 29, rel=1e-12)
+    # The stem's gradient is the stream's, the others' are the branches', √29 times smaller.
+    assert scaled.signal_grad_norm[0] == pytest.approx(math.sqrt(29 * stream), rel=1e-12)
+
+
+def test_default_initialisation_has_variances_of_a_third() -> None:
+    predicted = predict(act="tanh", widths=[64, 100, 50, 10], q0=0.5)
+    np.testing.assert_allclose(predicted.sigma_w2, [1 / 3] * 3)
+    np.testing.assert_allclose(predicted.sigma_b2, [1 / 192, 1 / 300, 1 / 150])
+    assert predicted.q[0] == pytest.approx(0.5 / 3 + 1 / 192)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("residual", ["none", "add"])
+def test_lsuv_fixes_the_variance_of_every_affine_map(dropout: float, residual: str) -> None:
+    knobs: dict[str, Any] = {"act": "relu", "widths": [100, *[300] * 4, 10], "q0": 0.4, "residual": residual}
+    predicted = predict(init="lsuv", init_knobs={"gain": 1.5}, dropout=dropout, **knobs)
+    undropped = 2.25 * (np.arange(1, 5) if residual == "add" else np.ones(4))
+    # relu passes half of a length, so that 2·2.25 over the length is what its weights are scaled to.
+    np.testing.assert_allclose(predicted.sigma_w2, [2.25 / 0.4, *(2 * 2.25 / undropped)], rtol=1e-12)
+    if not dropout:
+        np.testing.assert_allclose(predicted.q, undropped, rtol=1e-12)
+    else:
+        assert (predicted.q[1:] > undropped[1:]).all()
+
+
+def test_rezero_has_a_gradient_at_the_stem_alone() -> None:
+    predicted = predict(act="tanh", widths=EQUAL, q0=1.0, residual="rezero")
+    np.testing.assert_array_equal(predicted.signal_grad_norm, [1.0] + [0.0] * 9)
+    assert math.isnan(predicted.depth_factor)
+    assert "rezero" in predicted.notes[0]
+
+
+def test_a_thousand_exploding_layers_neither_warn_nor_lose_the_rate() -> None:
+    widths = [10] * 1002
+    assert predict(act="relu", widths=widths, q0=1.0, **plane(20.0)).depth_factor == pytest.approx(math.sqrt(10))
+    gelu = predict(act="gelu", widths=widths, q0=1.0, **plane(20.0))
+    assert gelu.depth_factor == pytest.approx(math.sqrt(10), rel=1e-4)
+    gone = predict(act="tanh", widths=widths, q0=1.0, **plane(0.1))
+    assert gone.depth_factor == pytest.approx(math.sqrt(0.1), rel=1e-4)
