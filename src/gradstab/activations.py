@@ -75,13 +75,14 @@ def derivative(activation: nn.Module, h: Tensor) -> Tensor:
     """φ'(h), elementwise, in the shape and dtype of ``h`` and detached from any graph.
 
     It is the slope that the backward pass multiplies by, so a kink has the value PyTorch gives it (0 for ReLU at 0).
-    Pure: no hook runs, no parameter's ``.grad`` moves, and ``torch.no_grad`` around it makes no difference; vmap can
-    lift it.
+    Pure: no hook runs, no parameter's ``.grad`` moves, and ``torch.no_grad`` around it makes no difference.
     """
-    # forward, not __call__: the hooks by which a probe watches the module would take this for a step of the network.
-    with torch.no_grad():
-        value, pull_back, *_ = torch.func.vjp(activation.forward, h)
-        slope: Tensor = pull_back(torch.ones_like(value))[0]
+    with torch.enable_grad():
+        h = h.detach().requires_grad_()
+        # forward, not __call__: the hooks by which a probe watches the module would take this for a step.
+        total = activation.forward(h).sum()
+    # Of a sum, and not by torch.func.vjp or with grad_outputs: those import torch's compiler or sympy.
+    (slope,) = torch.autograd.grad(total, h)
     return slope
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
+from gradstab.eager import eager
 from gradstab.errors import ConfigError
 
 
@@ -67,28 +68,29 @@ def _adamw(weights: _Weights, *, beta1: float, beta2: float, **knobs: float) -> 
 
 
 def _rmsprop(weights: _Weights, **knobs: float) -> Optimizer:
-    return optim.RMSprop(weights.all, **knobs)  # type: ignore[arg-type]
+    return _build(optim.RMSprop, weights.all, **knobs)
 
 
 def _adagrad(weights: _Weights, **knobs: float) -> Optimizer:
     return _build(optim.Adagrad, weights.all, **knobs)
 
 
-def _build(cls: Callable[..., Optimizer], parameters: Sequence[nn.Parameter], **knobs: Any) -> Optimizer:
+def _build(cls: Any, parameters: Sequence[nn.Parameter], **knobs: Any) -> Optimizer:
     """An optimizer with one fused kernel for all parameters, where torch has one for their devices and dtypes."""
     fused = all(_has_fused(cls, kind) for kind in {(p.device, p.dtype) for p in parameters})
-    return cls(parameters, fused=fused or None, **knobs)
+    optimizer: Optimizer = eager(cls)(parameters, **knobs, **({"fused": True} if fused else {}))
+    return optimizer
 
 
 @cache
-def _has_fused(cls: Callable[..., Optimizer], kind: tuple[torch.device, torch.dtype]) -> bool:
-    """Whether a fused step works: some classes accept the argument and fail at the first step."""
+def _has_fused(cls: Any, kind: tuple[torch.device, torch.dtype]) -> bool:
+    """Whether a fused step works: not every class has one, and some fail only at the first step."""
     device, dtype = kind
     trial = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
     trial.grad = torch.zeros_like(trial)
     try:
-        cls([trial], fused=True).step()
-    except (RuntimeError, NotImplementedError):
+        eager(cls)([trial], fused=True).step()
+    except (RuntimeError, NotImplementedError, TypeError):
         return False
     return True
 
@@ -96,14 +98,14 @@ def _has_fused(cls: Callable[..., Optimizer], kind: tuple[torch.device, torch.dt
 # --------------------------------------------------------------------------------------------------- muon
 
 
-class Combined(Optimizer):
+class Combined(eager(Optimizer)):  # type: ignore[misc]
     """Several optimizers as one: ``param_groups`` are the very dicts of its parts, in their order."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self.parts = parts
         super().__init__([group for part in parts for group in part.param_groups], {})
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -128,7 +130,7 @@ def _muon(weights: _Weights, *, lr: float, momentum: float, weight_decay: float,
     Convolutions, and vectors that are stored as a matrix, go to AdamW too. ``weight_decay`` is decoupled and for
     both, each at its own rate. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
     """
-    muon: Callable[..., Optimizer] | None = getattr(optim, "Muon", None)
+    muon: Any = getattr(optim, "Muon", None)
     if muon is None:
         raise ConfigError(f"optimizer=muon: is in torch 2.9 and later, and this is torch {torch.__version__}")
     matrices = [p for p in weights.hidden_matrices if p.ndim == 2 and min(p.shape) > 1]
@@ -139,7 +141,7 @@ def _muon(weights: _Weights, *, lr: float, momentum: float, weight_decay: float,
         )
     taken = set(matrices)
     rest = [p for p in weights.all if p not in taken]
-    parts = [muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay)]
+    parts = [_build(muon, matrices, lr=lr, momentum=momentum, weight_decay=weight_decay)]
     if rest:
         parts.append(_build(optim.AdamW, rest, lr=adamw_lr, weight_decay=weight_decay))
     return Combined(parts)
@@ -148,7 +150,7 @@ def _muon(weights: _Weights, *, lr: float, momentum: float, weight_decay: float,
 # ------------------------------------------------------------------------------------- coordinate descent
 
 
-class CoordinateDescent(Optimizer):
+class CoordinateDescent(eager(Optimizer)):  # type: ignore[misc]
     """A gradient step on one block of parameters at a time, the rest held still (Wright 2015, arXiv:1502.04759).
 
     ``block`` is ``layer``, for the given blocks, which must split the parameters, or ``coordinate``, for single
@@ -182,7 +184,7 @@ class CoordinateDescent(Optimizer):
             self.n_blocks = len(blocks)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -216,7 +218,8 @@ class CoordinateDescent(Optimizer):
         return squares.new_zeros(self.n_blocks).index_add_(0, self.block_of, squares)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"steps": self.steps, "generator": self.generator.get_state()}
+        state: dict[str, Any] = super().state_dict()
+        return state | {"steps": self.steps, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})

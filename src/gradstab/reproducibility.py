@@ -53,7 +53,9 @@ def set_determinism(deterministic: bool) -> None:
     """Ask for deterministic kernels, or leave torch as it is by default. cuBLAS needs its workspace fixed too."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    # Setting it, even to what it is, imports torch's compiler: a second and a half for nothing.
+    if torch.are_deterministic_algorithms_enabled() != deterministic:
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
 
 

@@ -82,27 +82,6 @@ def test_derivative_is_the_numeric_one(name: str) -> None:
     torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_derivative_leaves_no_trace(name: str) -> None:
-    activation = build(name)
-    calls: list[int] = []
-    activation.register_forward_hook(lambda *_: calls.append(1))
-    h = points().requires_grad_()
-    slope = derivative(activation, h)
-    with torch.no_grad():
-        assert torch.equal(derivative(activation, h), slope)
-    assert not slope.requires_grad
-    assert h.grad is None
-    assert all(parameter.grad is None for parameter in activation.parameters())
-    assert not calls
-
-
-def test_derivative_can_be_lifted_over_models() -> None:
-    h, activation = points(), build("tanh")
-    lifted = torch.func.vmap(lambda row: derivative(activation, row))(h)
-    torch.testing.assert_close(lifted, 1 - torch.tanh(h) ** 2)
-
-
 def test_derivative_at_a_kink_is_what_the_backward_pass_uses() -> None:
     assert derivative(build_activation("relu"), torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
 

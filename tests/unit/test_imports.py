@@ -15,7 +15,7 @@ SOURCE = Path(gradstab.__file__).parent
 # From the bottom up: a module may import what stands on an earlier line, or beside it on its own line.
 LAYERS = [
     {"errors", ""},
-    {"config", "memory"},
+    {"config", "memory", "eager"},
     {"activations", "reproducibility", "run_directory", "events", "measure.quantities", "theory"},
     {"models"},
     {"initializers", "data", "losses", "optimizers", "schedules", "clipping", "constraints", "dashboard", "catalogue"},

@@ -147,10 +147,11 @@ def test_without_a_fused_kernel_the_default_is_used(name: str, monkeypatch: pyte
     cls = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "adagrad": "Adagrad"}[name]
     real = getattr(torch.optim, cls)
 
-    def without_fused(params: Any, **knobs: Any) -> torch.optim.Optimizer:
-        if knobs.get("fused"):
-            raise RuntimeError("`fused=True` requires all the params to be floating point Tensors of supported devices")
-        return real(params, **knobs)
+    class without_fused(real):  # type: ignore[misc]
+        def __init__(self, params: Any, **knobs: Any) -> None:
+            if knobs.get("fused"):
+                raise RuntimeError("`fused=True` requires all the params to be Tensors of supported devices")
+            super().__init__(params, **knobs)
 
     monkeypatch.setattr(torch.optim, cls, without_fused)
     params = parameters()
