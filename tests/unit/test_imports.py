@@ -15,7 +15,7 @@ SOURCE = Path(gradstab.__file__).parent
 # From the bottom up: a module may import what stands on an earlier line, or beside it on its own line.
 LAYERS = [
     {"errors", ""},
-    {"config", "memory", "eager"},
+    {"config", "memory", "eager", "coordinate_descent"},
     {"activations", "reproducibility", "run_directory", "events", "measure.quantities", "theory"},
     {"models"},
     {"initializers", "data", "losses", "optimizers", "schedules", "clipping", "constraints", "dashboard", "catalogue"},
@@ -85,13 +85,23 @@ def test_modules_stay_small(path: Path) -> None:
     limits = {"train_step": 40, "fit": 60}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno + 1 <= limits.get(node.name, 60), node.name
+            lines = (node.end_lineno or 0) - node.lineno + 1 - (ast.get_docstring(node) or "").count("\n")
+            assert lines <= limits.get(node.name, 60), node.name
 
 
 @pytest.mark.parametrize("module", ["gradstab.cli", "gradstab.config", "gradstab.catalogue"])
 def test_torch_is_not_imported_by(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_run_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+    code = (
+        "import sys; from gradstab.cli import main; "
+        "code = main(['train', 'steps=2', 'model.depth=2', 'device=cpu', 'schedule=cosine', 'quiet=true']); "
+        "sys.exit(code or 'torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path).returncode == 0
 
 
 def test_torchvision_is_imported_only_for_its_data_sets() -> None:
