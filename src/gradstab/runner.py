@@ -57,7 +57,8 @@ def run(config: Config, directory: Path | None = None) -> dict[str, Any]:
     try:
         if parts.measure_norms:
             writer.write_summary(dashboard.layout(CHARTS))
-        for summary in dashboard.hparams(dashboard.flat(container)):
+        settings = {key: value for key, value in dashboard.flat(container).items() if key not in ("quiet", "out_dir")}
+        for summary in dashboard.hparams(settings):
             writer.write_summary(summary)
         with console.display(config, parts) as display:
             outcome = _fit(config, parts, recorder, display)
