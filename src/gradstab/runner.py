@@ -64,6 +64,9 @@ def run(config: Config, directory: Path | None = None) -> dict[str, Any]:
             outcome = _fit(config, parts, recorder, display)
         record |= _closing_record(outcome, recorder, time.perf_counter() - started)
         writer.write_summary(dashboard.hparams_end(outcome.status == "completed"))
+    except KeyboardInterrupt:
+        record |= {"status": "interrupted", "seconds": time.perf_counter() - started}
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         record |= {"status": "failed", "reason": reason, "seconds": time.perf_counter() - started}

@@ -67,15 +67,15 @@ class Probe:
         return q.norms(grads, self._dtype)
 
     def checked(self, grads: Sequence[Tensor], norms: Tensor) -> tuple[Tensor, bool]:
-        """``norms``, and whether all are finite: two numbers cross to the host.
+        """``norms``, and whether all are finite; they cross to the host in one transfer.
 
         Where float32 could not hold the squares of tiny or huge gradients, the norms are taken again in float64.
         """
-        low, high = torch.stack(torch.aminmax(norms)).tolist()
-        if self._may_widen and norms.dtype == torch.float32 and not (low > 1e-16 and high < 1e18):
+        values = norms.tolist()
+        if self._may_widen and norms.dtype == torch.float32 and not all(1e-16 < value < 1e18 for value in values):
             norms = q.norms(grads, torch.float64)
-            return norms, bool(torch.isfinite(norms).all())
-        return norms, math.isfinite(high)
+            values = norms.tolist()
+        return norms, all(map(math.isfinite, values))
 
     def by_layer(self, norms: Tensor) -> Tensor:
         """Norms per parameter [..., P] as norms per layer [..., L]."""
