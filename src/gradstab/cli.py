@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gradstab import __version__
+from gradstab.config import GROUPS
 from gradstab.errors import ConfigError, GradstabError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -39,6 +40,11 @@ options:
 exit codes: 0 completed or diverged, 1 failed, 2 wrong command or configuration, 130 interrupted
 """
 
+HYDRA_FLAGS = (
+    *("-m", "--multirun", "--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--resolve", "--package", "-p"),
+    *("--info", "-i", "--run", "-r", "--hydra-help", "--config-path", "-cp", "--experimental-rerun"),
+)
+
 _exit_codes: list[int] = []
 
 
@@ -49,6 +55,8 @@ def entry_point() -> None:
 
 def main(args: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
+    if args and args[0] in ("-m", "--multirun"):
+        args = [*args[1:], args[0]]
     command, rest = (args[0], list(args[1:])) if args else ("", [])
     try:
         match command:
@@ -85,6 +93,8 @@ def list_options(args: Sequence[str]) -> int:
     """``gradstab list [GROUP]``."""
     from gradstab.catalogue import listing
 
+    if "-h" in args or "--help" in args:
+        return _say(USAGE)
     if len(args) > 1:
         raise ConfigError(f"list {' '.join(args)}: takes at most one group")
     return _say(listing(args[0] if args else None) + "\n")
@@ -95,8 +105,14 @@ def train(args: list[str]) -> int:
     if "-h" in args or "--help" in args:
         return _say(USAGE)
     overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
+    for arg in args:
+        if arg.startswith("-") and arg.split("=")[0] not in HYDRA_FLAGS:
+            raise ConfigError(f"{arg}: there is no such flag; allowed: {', '.join(HYDRA_FLAGS)}")
+    for text in overrides:
+        if text.partition("=")[0] in (*GROUPS, "experiment") and text.partition("=")[2].startswith("["):
+            raise ConfigError(f"{text}: a group takes one option; several are a sweep: -m with commas between them")
     _exit_codes.clear()
-    _hydra([*_multirun_first(_from_run_directory(args))], overrides)
+    _hydra(_multirun_first(_from_run_directory(args)), overrides)
     return max(_exit_codes, default=OK)
 
 
@@ -121,8 +137,6 @@ def complete(args: list[str]) -> int:
 
 def _hydra(args: list[str], overrides: Sequence[str]) -> None:
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     from gradstab.config import register_schema, translate
 
@@ -133,9 +147,10 @@ def _hydra(args: list[str], overrides: Sequence[str]) -> None:
     sys.argv = [sys.argv[0], *args]
     try:
         hydra.main(version_base="1.3", config_path="pkg://gradstab.configs", config_name="train")(_run_job)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except GradstabError:
+        raise
+    except Exception as error:
+        # Runs report their own failures: what escapes Hydra is about composing the configuration.
         raise translate(error, overrides) from error
 
 
@@ -153,17 +168,21 @@ def _run_job(composed: Any) -> None:
     """One run, or one cell of a sweep, whose failure must not stop the others."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     from gradstab.config import from_hydra
     from gradstab.run_directory import cell_name
 
     settings = HydraConfig.get()
-    overrides = list(settings.overrides.task)
+    # Unresolved: an interpolation in an override is checked with the rest.
+    overrides = list(map(str, OmegaConf.to_container(settings.overrides.task, resolve=False) or ()))
     directory = None
     if settings.mode == RunMode.MULTIRUN:
         directory = Path(settings.sweep.dir) / cell_name(settings.job.num, settings.job.override_dirname)
     try:
         config = from_hydra(composed, overrides)
+        if directory is not None and config.out_dir is not None and Path(config.out_dir) != Path(settings.sweep.dir):
+            raise ConfigError(f"out_dir={config.out_dir}: is the folder of the whole sweep; allowed: one for all cells")
 
         from gradstab.runner import run
 
@@ -173,8 +192,10 @@ def _run_job(composed: Any) -> None:
     except GradstabError as error:
         _complain(str(error))
         _exit_codes.append(FAILED)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if os.environ.get("GRADSTAB_TRACEBACK"):
+            traceback.print_exc()
+        _complain(f"failed: {type(error).__name__}: {error}".splitlines()[0] + " (GRADSTAB_TRACEBACK=1 shows where)")
         _exit_codes.append(FAILED)
     else:
         _exit_codes.append(OK)

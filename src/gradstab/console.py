@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from gradstab.config import Config
@@ -72,7 +72,7 @@ def _state(latest: Latest) -> str:
     if not latest.layer_grad_norms:
         return f"loss {latest.loss:.4g}"
     first, last = latest.layer_grad_norms[0], latest.layer_grad_norms[-1]
-    return f"loss {latest.loss:.4g}  |grad| first {first:.1e} last {last:.1e}"
+    return f"loss {latest.loss:.3g}  grad {first:.0e} … {last:.0e}"
 
 
 @contextlib.contextmanager
@@ -87,10 +87,10 @@ def display(config: Config, parts: Parts) -> Iterator[Display]:
         yield _Lines(console, config.total_steps)
         return
     columns = (
-        BarColumn(20),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[state]}"),
-        TimeRemainingColumn(compact=True),
+        BarColumn(10),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
     )
     with Progress(*columns, console=console, transient=True, refresh_per_second=5) as progress:
         yield _Bar(progress, progress.add_task("train", total=config.total_steps, state=""))
@@ -120,7 +120,7 @@ def summary(config: Config, parts: Parts, outcome: Outcome, record: dict[str, An
     console = Console()
     latest = outcome.latest
     if latest.layer_grad_norms:
-        console.print(depth_table(parts.probe.tags, latest))
+        console.print(depth_table(parts.probe.tags, latest, console.width))
         console.print(Text(reading(latest)), soft_wrap=True)
     style = "green" if outcome.status == "completed" else "red"
     console.print(Text(_ending(outcome, record), style=style), soft_wrap=True)
@@ -143,16 +143,17 @@ def _ending(outcome: Outcome, record: dict[str, Any]) -> str:
     return text
 
 
-def depth_table(tags: list[str], latest: Latest) -> Table:
+def depth_table(tags: list[str], latest: Latest, width: int) -> Table:
     """Every layer's gradient norms with a bar on a log scale, the layer nearest the input on top."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("layer")
-    table.add_column("‖∂L/∂W‖", justify="right", no_wrap=True)
-    table.add_column("log scale", min_width=BAR_WIDTH, no_wrap=True)
-    table.add_column("‖δ‖", justify="right")
-    table.add_column("log scale", min_width=BAR_WIDTH, no_wrap=True)
+    room = (width - max(map(len, tags)) - 2 * len("1.23e-45") - 8) // 2
+    bar_width = max(4, min(BAR_WIDTH, room))
+    table.add_column("layer", no_wrap=True)
+    for name in ("‖∂L/∂W‖", "‖δ‖"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=len("1.23e-45"))
+        table.add_column("log scale", width=bar_width, no_wrap=True)
     weights, signals = latest.layer_grad_norms, latest.signal_grad_norms
-    weight_bars, signal_bars = _log_bars(weights), _log_bars(signals)
+    weight_bars, signal_bars = _log_bars(weights, bar_width), _log_bars(signals, bar_width)
     rows = shown_layers(len(weights), MAX_ROWS)
     for i in rows:
         signal = (f"{signals[i]:.2e}", signal_bars[i]) if signals else ("", "")
@@ -162,7 +163,7 @@ def depth_table(tags: list[str], latest: Latest) -> Table:
     return table
 
 
-def _log_bars(values: list[float]) -> list[str]:
+def _log_bars(values: list[float], width: int) -> list[str]:
     """A bar for each value: empty for 0, its length the value's place between smallest and largest, in decades."""
     logs = [math.log10(v) if 0 < v < math.inf else None for v in values]
     known = [x for x in logs if x is not None]
@@ -175,7 +176,7 @@ def _log_bars(values: list[float]) -> list[str]:
         if x is None:
             bars.append("" if value == 0 else "not finite")
             continue
-        length = round((1 + (BAR_WIDTH - 1) * (x - low) / (high - low)) * 8)
+        length = round((1 + (width - 1) * (x - low) / (high - low)) * 8)
         bars.append("█" * (length // 8) + eighths[length % 8].strip())
     return bars
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ def holds_run(directory: Path) -> bool:
 
 def create(directory: Path) -> Path:
     """Make a directory for a run; raises :class:`ConfigError` where it cannot be, or holds a run already."""
-    if holds_run(directory):
-        raise ConfigError(f"out_dir={directory}: holds a run already; choose another, or remove it")
     try:
+        if holds_run(directory):
+            raise ConfigError(f"out_dir={directory}: holds a run already; choose another, or remove it")
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
             raise PermissionError(13, "Permission denied")
@@ -70,12 +71,17 @@ def _plain(value: Any) -> Any:
 
 
 def write_config(directory: Path, container: dict[str, Any]) -> None:
-    """Write config.yaml: the whole resolved configuration, which Hydra can load as it is."""
+    """Write config.yaml: the whole resolved configuration, which Hydra can load as it is.
+
+    It names no ``out_dir``: the run it describes lies beside it, and a repetition is to lie elsewhere.
+    """
     from omegaconf import OmegaConf
 
     header = (
-        f"# Reproduce this run:  gradstab train --config-dir {directory} --config-name config\n"
+        f"# Reproduce this run:  gradstab train --config-dir {shlex.quote(str(directory))} --config-name config\n"
         "# Change something:    add overrides of scalars and knobs, such as seed=1 or optimizer.lr=0.1\n"
         "defaults:\n  - hydra/quiet\n  - _self_\n"
     )
-    (directory / CONFIG_FILE).write_text(header + OmegaConf.to_yaml(OmegaConf.create(container)), encoding="utf-8")
+    (directory / CONFIG_FILE).write_text(
+        header + OmegaConf.to_yaml(OmegaConf.create(container | {"out_dir": None})), encoding="utf-8"
+    )

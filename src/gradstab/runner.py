@@ -45,7 +45,7 @@ def run(config: Config, directory: Path | None = None) -> dict[str, Any]:
     KeyboardInterrupt and failures are recorded, then raised again.
     """
     parts = build(config)
-    directory = directory or Path(config.out_dir or f"outputs/train/{run_directory.new_name()}")
+    directory = directory or Path(config.out_dir or f"outputs/train/{run_directory.new_name()}").expanduser()
     run_directory.create(directory)
     container = to_container(config)
     record = _opening_record(config, parts)

@@ -158,6 +158,8 @@ def fit(parts: Parts, plan: Plan, stream: Iterator[Batch], recorder: Recorder, d
         outcome.status, outcome.reason = "interrupted", "interrupted from the keyboard"
     if outcome.broken is not None:
         outcome.steps = outcome.broken.step
+    if outcome.status == "completed" and outcome.evaluated and not math.isfinite(outcome.test_loss):
+        outcome.status, outcome.reason = "diverged", f"non-finite test loss after step {outcome.steps - 1}"
     if outcome.status == "diverged":
         evaluate_into(outcome, parts, recorder, display, outcome.steps)
     return outcome
@@ -187,7 +189,8 @@ def evaluate(model: nn.Module, split: Split, loss: Loss, classification: bool) -
         outputs = model(inputs)
         total += loss(outputs, targets) * len(inputs)
         if classification:
-            correct += (outputs.argmax(1) == targets).sum()
+            # NaN has an argmax too; it is no answer.
+            correct += ((outputs.argmax(1) == targets) & outputs.isfinite().all(1)).sum()
     model.train()
     loss_sum, right = torch.stack([total, correct]).tolist()
     return loss_sum / len(split), right / len(split) if classification else None
@@ -218,7 +221,7 @@ def first_overflowing_layer(parts: Parts, inputs: Tensor) -> int:
     finite: list[bool] = []
     buffers = copy.deepcopy(dict(parts.model.named_buffers()))
     handles = [
-        layer.affine.register_forward_hook(lambda _m, _a, h: finite.append(bool(torch.isfinite(h).all())))
+        layer.preactivation.register_forward_hook(lambda _m, _a, h: finite.append(bool(torch.isfinite(h).all())))
         for layer in parts.probe.layers
     ]
     try:

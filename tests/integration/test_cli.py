@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from gradstab import __version__
 from gradstab.catalogue import CHOICES
@@ -41,6 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setattr(sys, "argv", ["gradstab"])
 
     def call(*args: str) -> subprocess.CompletedProcess[str]:
+        GlobalHydra.instance().clear()
         code = main(args)
         out, err = capsys.readouterr()
         return subprocess.CompletedProcess(args, code, out, err)
@@ -68,6 +72,33 @@ def test_an_unknown_command_lists_the_commands(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_the_multirun_flag_may_stand_before_the_command(here: Here, tmp_path: Path) -> None:
+    done = here("-m", "train", *TINY, "seed=1,2", "out_dir=sweep", "quiet=true")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {run.parent.name.split("_")[0] for run in (tmp_path / "sweep").glob("*/run.json")} == {"000", "001"}
+
+
+def test_the_command_in_config_yaml_works_as_it_stands(here: Here, tmp_path: Path) -> None:
+    assert here("train", *TINY, "out_dir=a b/c", "quiet=true").returncode == 0
+    header = (tmp_path / "a b" / "c" / "config.yaml").read_text().splitlines()[0]
+    command = shlex.split(header.split(":", 1)[1])
+    assert command[0] == "gradstab"
+    again = here(*command[1:], "quiet=true")
+    assert (again.returncode, again.stderr) == (0, "")
+    (repeated,) = (tmp_path / "outputs" / "train").iterdir()
+    records = [json.loads((d / "run.json").read_text()) for d in (tmp_path / "a b" / "c", repeated)]
+    assert records[0]["test_loss"] == records[1]["test_loss"]
+    assert "fixes its options" in here(*command[1:], "act=tanh").stderr
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80", "140"])
+def test_numbers_stay_whole_in_a_narrow_terminal(tmp_path: Path, columns: str) -> None:
+    done = gradstab("train", *TINY, cwd=tmp_path, COLUMNS=columns)
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("00_hidden", "02_output"))]
+    assert len(rows) == 2
+    assert all(len(re.findall(r"\d\.\d\de[+-]\d\d", row)) == 2 for row in rows), rows
+
+
 def test_list(tmp_path: Path) -> None:
     done = gradstab("list", "act", cwd=tmp_path, code=NO_TORCH)
     assert done.returncode == 0
@@ -90,6 +121,14 @@ def test_list(tmp_path: Path) -> None:
         (["device=cuda:99"], "device=cuda:99", "allowed"),
         (["act=null"], "act=null", "relu"),
         (["schedule=warmup_cosine", "schedule.warmup_steps=9999"], "schedule.warmup_steps=9999", "9999"),
+        (["--foo"], "--foo", "--multirun"),
+        (["steps=${nope}"], "steps", "nope"),
+        (["steps=${oc.env:NOPE_NOT_SET}"], "steps", "NOPE_NOT_SET"),
+        (["steps=1,2"], "steps=1,2", "-m"),
+        (["optimizer=[sgd,adam]"], "optimizer=[sgd,adam]", "-m"),
+        (["act=RELU"], "act=RELU", "did you mean"),
+        (["out_dir=" + "x" * 300], "out_dir=xxx", "cannot be written"),
+        (["-m", "out_dir=p,", "seed=1"], "out_dir=p,", "KEY=VALUE"),
         (["--config-dir", "nowhere"], "nowhere", "not found"),
     ],
 )
@@ -164,6 +203,12 @@ def test_multirun_flag_anywhere(here: Here, tmp_path: Path, position: int) -> No
     assert len(runs) == 2
     assert all(json.loads(run.read_text())["status"] == "completed" for run in runs)
     assert "act=tanh" in runs[0].parent.name
+
+
+def test_a_swept_out_dir_is_refused(here: Here) -> None:
+    done = here("train", "-m", *TINY, "out_dir=p,q")
+    assert done.returncode == 2
+    assert "out_dir=p: is the folder of the whole sweep" in done.stderr
 
 
 def test_one_bad_cell_does_not_stop_a_sweep(here: Here, tmp_path: Path) -> None:

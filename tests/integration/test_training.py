@@ -52,8 +52,6 @@ def test_every_option_trains(train: Train, group: str, name: str) -> None:
     overrides = [f"{group}={name}", "steps=3", "eval_every=2"]
     if (group, name) == ("init", "fixup"):
         overrides.append("model.residual=add")
-    if name == "warmup_cosine":
-        overrides.append("schedule.warmup_steps=2")
     if group != "model":
         overrides += SMALL if name != "line" else SMALL[:2]
     record = train(*overrides)
@@ -223,10 +221,16 @@ def test_a_gradient_that_overflows_backwards_is_named(configure: Compose, tmp_pa
 def test_skipping_non_finite_steps_counts_them_and_keeps_the_weights(train: Train) -> None:
     record = train("experiment=exploding_init", "init.gain=1000", "model.width=32", "on_divergence=skip", "steps=30")
     assert (record["steps"], record["skipped_steps"]) == (0, 30)
-    assert record["status"] == "completed"
+    assert record["status"] == "diverged"
     stuck = train("experiment=exploding_init", "init.gain=1000", "model.width=16", "on_divergence=skip", "steps=300")
     assert stuck["status"] == "diverged"
     assert stuck["skipped_steps"] == 100
+
+
+def test_a_network_broken_by_its_last_update_has_diverged(train: Train) -> None:
+    record = train(*SMALL, "optimizer.lr=1e30", "steps=1")
+    assert (record["status"], record["steps"], record["test_accuracy"]) == ("diverged", 1, 0.0)
+    assert "test loss after step 0" in record["reason"]
 
 
 def test_target_loss_ends_a_run_early(train: Train) -> None:
@@ -276,11 +280,23 @@ def test_quantities_come_at_the_first_step_and_before_evaluations(train: Train) 
     assert not read_records(none["directory"]).vectors
 
 
-def test_rezero_has_no_gradient_in_its_branches_at_first(train: Train) -> None:
+def test_rezero_passes_the_gradient_unchanged_at_first(train: Train) -> None:
     record = train("model.residual=rezero", "model.depth=5", "model.width=16", "steps=1", "batch_size=32")
     first = read_records(record["directory"]).vectors["signal_grad_norm"].values[0]
-    assert first[1:5].tolist() == [0.0] * 4
-    assert record["depth_factor"] is None
+    assert first[:5].tolist() == pytest.approx([first[0]] * 5, rel=1e-6)
+    assert record["depth_factor"] == pytest.approx(1.0, rel=1e-6)
+    assert read_records(record["directory"]).vectors["grad_norm"].values[0][1:5].tolist() == [0.0] * 4
+
+
+def test_scaled_residuals_bound_the_gradient_as_theory_says(train: Train) -> None:
+    overrides = ("model.residual=scaled", "model.depth=17", "model.width=256", "init=variance", "init.sigma_w2=2.0")
+    norms = [
+        read_records(train(*overrides, f"seed={seed}", "steps=1")["directory"]).vectors["signal_grad_norm"].values[0]
+        for seed in range(3)
+    ]
+    # ReLU with σ_w² = 2 has χ₁ = 1: the squared norm grows by 1 + 1/L in each of the L = 16 blocks.
+    growth = np.mean([(values[0] / values[16]) ** 2 for values in norms])
+    assert growth == pytest.approx((1 + 1 / 16) ** 16, rel=0.15)
 
 
 def test_precision_reaches_the_numbers(train: Train) -> None:

@@ -72,6 +72,20 @@ REFUSED = [
     ("optimizer.lr=inf", "optimizer.lr=inf", "finite"),
     ("optimizer.lr=fast", "optimizer.lr=fast", "a number"),
     ("optimizer.lr=null", "optimizer.lr=null", "a number"),
+    ("optimizer.lr=1e300", "optimizer.lr=1e+300", "at most 1e+30"),
+    ("init.gain=" + "9" * 400, "init.gain=999", "finite number"),
+    ("data=gaussian data.seed=99999999999", "data.seed=99999999999", "at most 4294967295"),
+    ("device=cuda:99999999999", "device=cuda:99999999999", "cuda:N"),
+    ("model.depth=100000000000", "model.depth=100000000000", "at most 100000"),
+    ("clip=percentile clip.percentile=100", "clip.percentile=100", "below 100"),
+    ("clip=percentile clip.window=1", "clip.window=1", "at least 2"),
+    ("clip=zclip clip.warmup_steps=50 steps=50", "clip.warmup_steps=50", "less than that"),
+    ("schedule=step schedule.step_size=90 steps=50", "schedule.step_size=90", "less than that"),
+    ("schedule=warmup_cosine schedule.warmup_steps=90 steps=50", "schedule.warmup_steps=90", "less than that"),
+    ("measure=full measure.every=90 steps=50", "measure.every=90", "less than that"),
+    ("init=normal init.std=0 init.gain=2", "init.gain=2.0", "no effect"),
+    ("++model.name=lenet5", "model.name", "choose with model="),
+    ("act.name=tanh", "act.name", "choose with act="),
     ("seed=-1", "seed=-1", "at least 0"),
     ("seed=1.5", "seed=1.5", "whole number"),
     ("steps=0", "steps=0", "at least 1"),
@@ -88,6 +102,7 @@ REFUSED = [
     ("model=lenet5 +model.depth=3", "model.depth=3", "model=lenet5"),
     ("steps=5 epochs=2", "epochs=2", "steps=5"),
     ("model.width=[8,8] model.depth=3", "model.width=[8, 8]", "model.depth=3"),
+    ("optimizer.lr=-1e300", "optimizer.lr=-1e+300", "above 0"),
     ("model.depth=0 model.width=64", "model.width=64", "no effect"),
     ("model.depth=0 model.norm=batch", "model.norm=batch", "no effect"),
     ("model.depth=0 model.dropout=0.5", "model.dropout=0.5", "no effect"),
@@ -128,6 +143,18 @@ def test_all_problems_are_reported_at_once(configure: Compose) -> None:
 def test_a_knob_without_effect_is_refused_even_at_its_default(configure: Compose) -> None:
     with pytest.raises(ConfigError, match=r"model\.width=128: no effect"):
         configure("model.depth=0", "model.width=128")
+
+
+def test_the_length_given_on_the_command_line_stands_against_an_experiments(configure: Compose) -> None:
+    config = configure("experiment=lenet5_mnist", "steps=7")
+    assert (config.steps, config.epochs, config.total_steps) == (7, None, 7)
+    config = configure("experiment=linear_regression", "epochs=9")
+    assert (config.steps, config.epochs, config.total_steps) == (None, 9, 9)
+
+
+def test_warmup_is_a_tenth_of_the_steps(configure: Compose) -> None:
+    assert configure("schedule=warmup_cosine", "steps=500").schedule.knobs["warmup_steps"] == 50
+    assert configure("schedule=warmup_cosine", "steps=3").schedule.knobs["warmup_steps"] == 1
 
 
 def test_a_list_of_widths_gives_the_depth(configure: Compose) -> None:

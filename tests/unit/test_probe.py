@@ -20,6 +20,7 @@ from tests.conftest import Compose
 NETWORKS = [
     ("model.depth=4", "model.width=12", "act=tanh"),
     ("model.depth=4", "model.width=[9,7,7,5]", "act=sigmoid", "model.residual=add"),
+    ("model.depth=4", "model.width=9", "act=tanh", "model.residual=scaled"),
     ("model.depth=3", "model.width=12", "act=gelu", "model.norm=layer", "loss=mse"),
     ("model.depth=3", "model.width=12", "act=relu", "model.norm=batch", "model.norm_position=after"),
     ("model=lenet5", "act=tanh"),
@@ -48,7 +49,7 @@ def _by_hand(parts: Parts, inputs: Tensor, targets: Tensor) -> dict[str, list[fl
             seen["shift"] = torch.zeros_like(h, requires_grad=True)
             return h + seen["shift"]
 
-        handle = layer.affine.register_forward_hook(shift)
+        handle = layer.preactivation.register_forward_hook(shift)
         outputs = parts.model(inputs)
         # The gradient of sample i's own loss, for one sample after another.
         squares = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, fields, make_dataclass
 from dataclasses import field as dataclass_field
 from typing import Any, get_type_hints
 
-from gradstab.config.fields import problem_with
+from gradstab.config.fields import LARGEST, problem_with
 from gradstab.config.registry import OPTIONS, Option
 from gradstab.config.rules import check_rules, resolve
 from gradstab.config.run import GROUPS, Config, Run
@@ -58,18 +59,22 @@ def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
         try:
             composed = OmegaConf.to_container(composed, resolve=True)
         except OmegaConfBaseException as error:
-            raise ConfigError(str(error).splitlines()[0]) from error
+            raise ConfigError(f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}") from error
     if not isinstance(composed, Mapping):
         raise ConfigError(f"the configuration is {composed!r}: it must be a mapping of keys to values")
 
+    explicit = {text.split("=", 1)[0].lstrip("+~") for text in overrides}
+    renamed = [key.removesuffix(".name") for key in sorted(explicit) if key in {f"{group}.name" for group in GROUPS}]
+    if renamed:
+        raise ConfigError(*(f"{group}.name: is no knob; choose with {group}=OPTION" for group in renamed))
     problems = _unknown_keys(composed, [*(f.name for f in fields(Run)), *GROUPS])
     values = _read_fields(Run, composed, "", problems)
     for group in GROUPS:
         values[group] = _read_option(group, composed.get(group), problems)
     if problems:
         raise ConfigError(*problems)
-    config = resolve(values)
-    check_rules(config, explicit={text.split("=", 1)[0].lstrip("+~") for text in overrides})
+    config = resolve(values, explicit)
+    check_rules(config, explicit)
     return config
 
 
@@ -100,7 +105,7 @@ def _check_value(f: Field[Any], hint: Any, value: Any) -> tuple[str | None, Any]
     """What is wrong with a value (or None), and the value as the field's type."""
     wanted = next((t for t in _WORDS if hint in (t, t | None)), None)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) <= LARGEST else math.inf
     if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     fits = wanted is None or (isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)))
@@ -129,7 +134,7 @@ def one_of(options: Iterable[str], given: str) -> str:
     options = list(options)
     if not options:
         return "it has none"
-    near = difflib.get_close_matches(given, options, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(given.lower(), options, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}allowed: {', '.join(options)}"
 

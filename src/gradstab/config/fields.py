@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import Field, field
 from typing import Any
 
 MAX_SEED = 2**32 - 1
+# What squares of it still are in float64, and it itself in float32.
+LARGEST = 1e30
 
 
 def number(
@@ -31,14 +32,16 @@ def number(
     ]
 
     def problem(value: Any) -> str | None:
+        sized = -LARGEST <= value <= LARGEST
         inside = (
-            math.isfinite(value)
+            sized
             and (above is None or value > above)
             and (at_least is None or value >= at_least)
             and (below is None or value < below)
             and (at_most is None or value <= at_most)
         )
-        return None if inside else "must be a finite number" + (f", {' and '.join(words)}" if words else "")
+        bounds = words if sized or at_most is not None else [*words, f"at most {LARGEST:g}"]
+        return None if inside else f"must be a finite number{', ' if bounds else ''}{' and '.join(bounds)}"
 
     return field(default=default, metadata={"problem": problem, "allowed": ", ".join(words)})
 

@@ -16,7 +16,7 @@ _SCALARS = tuple(f.name for f in fields(Run))
 
 def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Turn what Hydra or OmegaConf raised while composing into a :class:`ConfigError`."""
-    from hydra.errors import MissingConfigException, OverrideParseException
+    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
@@ -31,6 +31,14 @@ def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
         group, _, value = text.partition("=")
         if group in GROUPS and value in ("", "null"):
             return ConfigError(f"{text}: a group cannot be empty; {one_of(OPTIONS[group], '')}")
+    if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
+        text = next((t for t in overrides if t.split("=")[0] in GROUPS), overrides[0] if overrides else "")
+        return ConfigError(
+            f"{text}: a run's own config.yaml fixes its options; allowed: knobs, and scalars such as seed=1"
+        )
+    if "Ambiguous value for argument" in str(error):
+        text = str(error).split("'")[1]
+        return ConfigError(f"{text}: several values; allowed: one, or a sweep over them with -m")
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ConfigError(first_line)
 

@@ -160,10 +160,10 @@ class Cosine(Option):
 @option("schedule", "warmup_cosine")
 @dataclass(frozen=True)
 class WarmupCosine(Option):
-    """A linear rise over warmup_steps, then cosine (Goyal et al. 2017, arXiv:1706.02677)."""
+    """A linear rise over warmup_steps (null: a tenth of all), then cosine (Goyal et al. 2017, arXiv:1706.02677)."""
 
     name: str = "warmup_cosine"
-    warmup_steps: int = number(100, at_least=1)
+    warmup_steps: int | None = number(None, at_least=1)
     min_lr: float = number(0.0, at_least=0)
 
 

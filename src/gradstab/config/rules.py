@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from gradstab.config.network_options import DeepMLP
+from gradstab.config.optimizer_options import WarmupCosine
 from gradstab.config.registry import Option
 from gradstab.config.run import Config
 from gradstab.config.training_options import N_TRAIN
@@ -17,8 +18,11 @@ DEFAULT_DEPTH = 20
 DEFAULT_BATCH = 128
 
 
-def resolve(values: Mapping[str, Any]) -> Config:
-    """Fill in what was left open: depth from a list of widths, the position of norm, batch size and steps."""
+def resolve(values: Mapping[str, Any], explicit: Collection[str]) -> Config:
+    """Fill in what was left open: depth from a list of widths, batch size, length and warm-up.
+
+    Of ``steps`` and ``epochs``, the one that was set on the command line stands against one from an experiment.
+    """
     data: Option = values["data"]
     n_train = N_TRAIN[data.name] or data.knobs["n_train"]
     config = Config(**values, n_train=n_train)
@@ -28,8 +32,12 @@ def resolve(values: Mapping[str, Any]) -> Config:
         config = replace(config, model=replace(config.model, depth=depth))
     if config.batch_size is None:
         config = replace(config, batch_size=DEFAULT_BATCH if n_train >= DEFAULT_BATCH else "full")
+    if config.steps is not None and config.epochs is not None and ("steps" in explicit) != ("epochs" in explicit):
+        config = replace(config, epochs=None) if "steps" in explicit else replace(config, steps=None)
     if config.steps is None and config.epochs is None:
         config = replace(config, steps=DEFAULT_STEPS)
+    if isinstance(config.schedule, WarmupCosine) and config.schedule.warmup_steps is None:
+        config = replace(config, schedule=replace(config.schedule, warmup_steps=max(1, config.total_steps // 10)))
     return config
 
 
@@ -103,17 +111,32 @@ def _data(config: Config, _was_set: Callable[[str], bool]) -> Iterator[str]:
 def _init(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
     name, knobs = config.init.name, config.init.knobs
     model = config.model
-    if name == "zeros" and was_set("init.gain"):
-        yield f"init.gain={knobs['gain']}: no effect with init=zeros; 0 times any gain is 0"
+    drawn = {key: knobs[key] for key in ("value", "std", "bound", "sigma_w2") if key in knobs}
+    zero = name == "zeros" or 0 in drawn.values()
+    if zero and was_set("init.gain"):
+        yield f"init.gain={knobs['gain']}: no effect with init={name} where all weights are 0"
     if name in ("orthogonal", "delta_orthogonal", "identity") and model.name == "lenet5_1998":
-        yield f"init={name}: model=lenet5_1998 lacks connections (its C3 table), so no matrix of it can be orthogonal"
+        yield f"init={name}: needs dense layers, and C3 of model=lenet5_1998 lacks connections; allowed: the others"
     if name == "variance" and knobs["sigma_b2"] > 0 and not model.knobs.get("bias", True):
         yield f"init.sigma_b2={knobs['sigma_b2']}: no effect with model.bias=false"
     if name == "fixup" and (model.knobs.get("residual", "none") == "none" or model.knobs.get("norm") != "none"):
         yield "init=fixup: is for residual networks without norm; set model.residual=add model.norm=none"
-    zero = name in ("zeros", "fixup") or 0 in (knobs.get(key) for key in ("value", "std", "bound", "sigma_w2"))
-    if zero and config.constraint.name in ("weight_norm", "spectral_norm"):
+    if (zero or name == "fixup") and config.constraint.name in ("weight_norm", "spectral_norm"):
         yield f"constraint={config.constraint.name}: divides by the norm of weights that init={name} sets to 0"
 
 
-_RULES: tuple[Rule, ...] = (_length, _depth, _norm_position, _data, _init)
+def _never(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
+    """Knobs that would take effect only after the run's end."""
+    for key, when in (
+        ("schedule.step_size", "the rate would never fall"),
+        ("schedule.warmup_steps", "no step would be left for the cosine"),
+        ("clip.warmup_steps", "no gradient would ever be clipped"),
+        ("measure.every", "it would only measure the first step, as measure=norms does"),
+    ):
+        group, knob = key.split(".")
+        value = getattr(config, group).knobs.get(knob)
+        if value is not None and value >= config.total_steps and was_set(key):
+            yield f"{key}={value}: {when} in {config.total_steps} steps; allowed: less than that"
+
+
+_RULES: tuple[Rule, ...] = (_length, _depth, _norm_position, _data, _init, _never)

@@ -20,7 +20,7 @@ def _batch_size_problem(value: Any) -> str | None:
 
 
 def _device_problem(value: Any) -> str | None:
-    known = isinstance(value, str) and re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value)
+    known = isinstance(value, str) and re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value)
     return None if known else "must be one of auto, cpu, cuda, cuda:N, mps"
 
 

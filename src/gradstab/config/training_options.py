@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, make_dataclass
 
-from gradstab.config.fields import number
+from gradstab.config.fields import MAX_SEED, number
 from gradstab.config.registry import Option, option, plain
 
 # ------------------------------------------------------------------------------------------------- clipping
@@ -55,8 +55,8 @@ class Percentile(Option):
     """AutoClip: at most a percentile of the last window global norms (Seetharaman et al. 2020, arXiv:2007.14469)."""
 
     name: str = "percentile"
-    percentile: float = number(10.0, above=0, at_most=100)
-    window: int = number(1000, at_least=1)
+    percentile: float = number(10.0, above=0, below=100)
+    window: int = number(1000, at_least=2, at_most=1_000_000)
 
 
 @option("clip", "zclip")
@@ -103,7 +103,7 @@ class SpectralNorm(Option):
     """Weights divided by their largest singular value, by power iteration (Miyato et al. 2018, arXiv:1802.05957)."""
 
     name: str = "spectral_norm"
-    n_power_iterations: int = number(1, at_least=1)
+    n_power_iterations: int = number(1, at_least=1, at_most=1000)
 
 
 plain("penalty", none="the loss alone")
@@ -170,7 +170,7 @@ class Gaussian(Option):
     classes: int = number(10, at_least=2)
     n_train: int = number(2048, at_least=1)
     n_test: int = number(512, at_least=1)
-    seed: int = number(0, at_least=0)
+    seed: int = number(0, at_least=0, at_most=MAX_SEED)
 
 
 # Training samples of each data set; gaussian has as many as its knob says.

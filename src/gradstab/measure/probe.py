@@ -94,7 +94,7 @@ class Probe:
         seen = [_Seen() for _ in self.layers]
         handles = []
         for layer, slot in zip(self.layers, seen, strict=True):
-            handles.append(layer.affine.register_forward_hook(_keep_h(slot)))
+            handles.append(layer.preactivation.register_forward_hook(_keep_h(slot)))
             if layer.activation is not None:
                 handles.append(layer.activation.register_forward_hook(_keep_activation(slot)))
         try:

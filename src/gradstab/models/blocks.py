@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -16,13 +16,20 @@ from torch import Tensor, nn
 class Layer:
     """One layer with weights, h = W a + b, as it is measured.
 
-    ``affine`` computes h (an ``nn.Linear``, an ``nn.Conv2d`` or a ``TableConv2d``); ``activation`` is the module
-    that turns h, normalised or not, into the layer's activation, and is None for the output layer.
+    ``affine`` computes W a + b (an ``nn.Linear``, an ``nn.Conv2d`` or a ``TableConv2d``); ``activation`` is the module
+    that turns h, normalised or not, into the layer's activation, and is None for the output layer. ``block`` is the
+    residual block around the affine map, whose output, the stream, is then h; None in a plain network.
     """
 
     name: str
     affine: nn.Module
     activation: nn.Module | None
+    block: nn.Module | None = None
+
+    @property
+    def preactivation(self) -> nn.Module:
+        """The module whose output is h, which the layer's activation is a function of."""
+        return self.affine if self.block is None else self.block
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """The parameters that make up W: the weight itself, or what a parametrization computes it from."""
@@ -153,6 +160,7 @@ def assemble(hidden: Sequence[Hidden], output: Layer, *, residual: str, head: Se
     (``rezero``).
     """
     body: list[nn.Module] = list(head)
+    layers = [part.layer for part in hidden]
     if residual == "none":
         for part in hidden:
             body += [part.layer.affine, *part.unit]
@@ -160,10 +168,11 @@ def assemble(hidden: Sequence[Hidden], output: Layer, *, residual: str, head: Se
         blocks = len(hidden) - 1
         scale = {"add": 1.0, "scaled": 1 / math.sqrt(max(blocks, 1)), "rezero": None}[residual]
         body.append(hidden[0].layer.affine)
-        for before, part in pairwise(hidden):
+        for index, (before, part) in enumerate(pairwise(hidden), start=1):
             body.append(ResidualBlock(nn.Sequential(*before.unit), part.layer.affine, part.skip(), scale))
+            layers[index] = replace(part.layer, block=body[-1])
         body += hidden[-1].unit
-    return Model(nn.Sequential(*body, output.affine), [*(part.layer for part in hidden), output])
+    return Model(nn.Sequential(*body, output.affine), [*layers, output])
 
 
 def residual_blocks(model: nn.Module) -> list[ResidualBlock]:

@@ -96,7 +96,7 @@ def _notes(norm: str, init: str, scale: float, smallest: float) -> Iterator[str]
     if init in ("orthogonal", "delta_orthogonal", "lsuv"):
         yield f"init={init}: taken as independent weights of the same variance, which wide layers cannot tell apart"
     if scale == 0:
-        yield "residual=rezero: branches start at 0, so only the stem has a gradient, given relative to the stream's"
+        yield "residual=rezero: branches start at 0, so the gradient passes unchanged"
     if norm == "batch":
         yield "norm=batch: all pairs of inputs are taken as equally correlated, as real data are only some layers up"
         if smallest < 1e3 * EPS:

@@ -48,8 +48,8 @@ def assemble(
 ) -> Prediction:
     """The prediction of a network from the slopes of its units, all [layers, samples], for σ_w² = 1.
 
-    The first ``blocks`` layers feed residual blocks whose branches are scaled by ``scale``. ‖δ^l‖ is then ``scale``
-    times the gradient on the stream, but for the stem.
+    The first ``blocks`` layers feed residual blocks whose branches are scaled by ``scale``; δ is the gradient on the
+    stream.
     """
     depth = len(q)
     sigma_w2 = np.array([v.sigma_w2 for v in known], dtype=np.float64)
@@ -57,11 +57,8 @@ def assemble(
     branch = np.where(stream, scale**2, 1.0) * sigma_w2[1:, None]
     with np.errstate(over="ignore", under="ignore", divide="ignore"):
         log_stream = _log_gradients(stream + branch * backward)
-        log_scales = np.zeros(depth)
-        log_scales[1 : 1 + blocks] = np.log(scale)
-        log_norms = 0.5 * log_stream[:-1] + log_scales
-        # Without branches there is no gradient at the top: the stem's is then given relative to the stream's.
-        top = log_norms[-1] if scale else 0.5 * log_stream[-2]
+        log_norms = 0.5 * log_stream[:-1]
+        top = log_norms[-1]
         factor, r2 = fit_depth_factor(log_norms)
         return Prediction(
             q=q.mean(axis=1),

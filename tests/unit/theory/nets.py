@@ -34,7 +34,7 @@ def profile(
     dropout: float = 0.0,
     residual: float | None = None,
 ) -> tuple[list[float], list[float]]:
-    """Mean square of h (of the stream, with ``residual``) and √(mean_i ‖∂ℓ_i/∂h_i‖²) of each hidden layer's affine.
+    """Mean square of h (of the stream, with ``residual``) and √(mean_i ‖∂ℓ_i/∂h_i‖²) of each hidden layer.
 
     ``residual`` is the scale of the branches.
     """
@@ -51,8 +51,6 @@ def profile(
             weight.normal_(std=math.sqrt(w2 / n), generator=generator)
         bias = torch.empty(m).normal_(std=math.sqrt(sigma_b2), generator=generator)
         h = F.linear(a, weight, bias).requires_grad_() if layer == 0 else F.linear(a, weight, bias)
-        h.retain_grad()
-        affine_outputs.append(h)
         if residual is not None and 0 < layer < len(widths) - 2:
             skip = stream
             if n != m:
@@ -60,6 +58,8 @@ def profile(
             stream = skip + residual * h
         else:
             stream = h
+        stream.retain_grad()
+        affine_outputs.append(stream)
         streams.append(stream.detach().square().mean().item())
         u = before(stream) if before else stream
         u = phi(u)

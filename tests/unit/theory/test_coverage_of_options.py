@@ -34,7 +34,7 @@ def test_every_configuration_is_predicted_or_refused_with_a_reason(
     for values in (predicted.q, predicted.chi_1, predicted.chi_parallel, predicted.signal_grad_norm):
         assert values.shape == (3,)
         assert np.isfinite(values).all()
-    assert math.isfinite(predicted.depth_factor) == (residual != "rezero")
+    assert math.isfinite(predicted.depth_factor)
 
 
 def test_what_has_no_theory() -> None:

@@ -193,8 +193,7 @@ def test_known_rates() -> None:
     scaled = predict(act="relu", widths=widths, q0=1.0, residual="scaled", **plane(2.0))
     stream = np.prod(scaled.chi_1[:-1])
     assert stream == pytest.approx((1 + 1 / 29) ** 29, rel=1e-12)
-    # The stem's gradient is the stream's, the others' are the branches', √29 times smaller.
-    assert scaled.signal_grad_norm[0] == pytest.approx(math.sqrt(29 * stream), rel=1e-12)
+    assert scaled.signal_grad_norm[0] == pytest.approx(math.sqrt(stream), rel=1e-12)
 
 
 def test_default_initialisation_has_variances_of_a_third() -> None:
@@ -218,10 +217,10 @@ def test_lsuv_fixes_the_variance_of_every_affine_map(dropout: float, residual: s
         assert (predicted.q[1:] > undropped[1:]).all()
 
 
-def test_rezero_has_a_gradient_at_the_stem_alone() -> None:
+def test_rezero_passes_the_gradient_unchanged() -> None:
     predicted = predict(act="tanh", widths=EQUAL, q0=1.0, residual="rezero")
-    np.testing.assert_array_equal(predicted.signal_grad_norm, [1.0] + [0.0] * 9)
-    assert math.isnan(predicted.depth_factor)
+    np.testing.assert_array_equal(predicted.signal_grad_norm, [1.0] * 10)
+    assert predicted.depth_factor == 1.0
     assert "rezero" in predicted.notes[0]
 
 
