@@ -92,8 +92,9 @@ def test_the_command_in_config_yaml_works_as_it_stands(here: Here, tmp_path: Pat
 
 
 @pytest.mark.parametrize("columns", ["40", "60", "80", "140"])
-def test_numbers_stay_whole_in_a_narrow_terminal(tmp_path: Path, columns: str) -> None:
-    done = gradstab("train", *TINY, cwd=tmp_path, COLUMNS=columns)
+def test_numbers_stay_whole_in_a_narrow_terminal(here: Here, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    done = here("train", *TINY)
     rows = [line for line in done.stdout.splitlines() if line.startswith(("00_hidden", "02_output"))]
     assert len(rows) == 2
     assert all(len(re.findall(r"\d\.\d\de[+-]\d\d", row)) == 2 for row in rows), rows
@@ -188,9 +189,9 @@ def test_out_dir_that_is_a_file_is_refused(here: Here, tmp_path: Path) -> None:
 
 def test_runs_started_together_get_directories_of_their_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gradstab", "train", *TINY, "quiet=true"]
-    processes = [subprocess.Popen(command, cwd=tmp_path) for _ in range(3)]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0, 0]
-    assert len(list((tmp_path / "outputs" / "train").glob("*/run.json"))) == 3
+    processes = [subprocess.Popen(command, cwd=tmp_path) for _ in range(2)]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    assert len(list((tmp_path / "outputs" / "train").glob("*/run.json"))) == 2
 
 
 @pytest.mark.parametrize("position", [0, 1, 3])
