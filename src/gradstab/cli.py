@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from gradstab import __version__
-from gradstab.config import GROUPS
 from gradstab.errors import ConfigError, GradstabError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -104,12 +103,14 @@ def train(args: list[str]) -> int:
     """``gradstab train``: compose with Hydra, then hand each configuration to the runner."""
     if "-h" in args or "--help" in args:
         return _say(USAGE)
+    from gradstab.catalogue import CHOICES
+
     overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
     for arg in args:
         if arg.startswith("-") and arg.split("=")[0] not in HYDRA_FLAGS:
             raise ConfigError(f"{arg}: there is no such flag; allowed: {', '.join(HYDRA_FLAGS)}")
     for text in overrides:
-        if text.partition("=")[0] in (*GROUPS, "experiment") and text.partition("=")[2].startswith("["):
+        if text.partition("=")[0] in CHOICES and text.partition("=")[2].startswith("["):
             raise ConfigError(f"{text}: a group takes one option; several are a sweep: -m with commas between them")
     _exit_codes.clear()
     _hydra(_multirun_first(_from_run_directory(args)), overrides)
