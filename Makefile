@@ -21,7 +21,7 @@ setup: $(READY)  ## Create .venv and install gradstab into it
 train: $(READY)  ## Train the default network on the embedded digits
 	$(BIN)/gradstab train
 	@echo
-	@echo "Next:  make dashboard                        all runs in TensorBoard"
+	@echo "Next:  make dashboard                          all runs in TensorBoard"
 	@echo "       $(BIN)/gradstab train act=sigmoid     watch the gradient vanish"
 	@echo "       $(BIN)/gradstab list                  everything there is to choose from"
 
