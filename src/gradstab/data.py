@@ -140,7 +140,7 @@ def _images(source: Any) -> Split:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return str(error).strip().splitlines()[0].rstrip(":") if str(error).strip() else type(error).__name__
 
 
 _LOADERS: dict[str, Callable[..., Dataset]] = {

@@ -158,10 +158,9 @@ def fit(parts: Parts, plan: Plan, stream: Iterator[Batch], recorder: Recorder, d
         outcome.status, outcome.reason = "interrupted", "interrupted from the keyboard"
     if outcome.broken is not None:
         outcome.steps = outcome.broken.step
-    if outcome.status == "completed" and outcome.evaluated and not math.isfinite(outcome.test_loss):
-        outcome.status, outcome.reason = "diverged", f"non-finite test loss after step {outcome.steps - 1}"
-    if outcome.status == "diverged":
         evaluate_into(outcome, parts, recorder, display, outcome.steps)
+    elif outcome.status == "completed" and outcome.evaluated and not math.isfinite(outcome.test_loss):
+        outcome.status, outcome.reason = "diverged", f"non-finite test loss after step {outcome.steps - 1}"
     return outcome
 
 
