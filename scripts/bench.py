@@ -28,11 +28,11 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from torch import Tensor, nn
 
+from gradstab.assembly import build
 from gradstab.config import Config, from_hydra, register_schema
 from gradstab.data import Dataset, batches
 from gradstab.events import EventWriter
 from gradstab.measure.recorder import Latest, Recorder
-from gradstab.runner import build
 from gradstab.training import Plan, fit
 
 Contender = Callable[[int], None]

@@ -9,10 +9,11 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from gradstab.assembly import build
 from gradstab.config.training_options import N_TRAIN
 from gradstab.data import load_data
 from gradstab.errors import DataError
-from gradstab.runner import build, run
+from gradstab.runner import run
 from tests.conftest import Compose
 
 GAUSSIAN = {"dim": 20, "classes": 3, "n_train": 500, "n_test": 100, "seed": 1}

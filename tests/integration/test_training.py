@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from gradstab import training
+from gradstab.assembly import build
 from gradstab.config import GROUPS, OPTIONS
 from gradstab.data import batches
 from gradstab.events import EventWriter, read_records
 from gradstab.measure.recorder import Recorder
 from gradstab.reproducibility import generator
-from gradstab.runner import build, run
+from gradstab.runner import run
 from tests.conftest import Compose, Train
 
 SMALL = ("model.depth=3", "model.width=16", "batch_size=32")

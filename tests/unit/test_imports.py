@@ -22,7 +22,7 @@ LAYERS = [
     {"measure.probe"},
     {"measure.recorder"},
     {"training"},
-    {"console"},
+    {"console", "assembly"},
     {"runner"},
     {"cli"},
     {"__main__"},

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from gradstab.activations import derivative
+from gradstab.assembly import build
 from gradstab.measure.probe import effective_weight
-from gradstab.runner import build
 from gradstab.training import Parts, train_step
 from tests.conftest import Compose
 

@@ -1,0 +1,91 @@
+"""The command line: which subcommand runs, and with which exit code.
+
+Exit codes: 0 completed, diverged (a result) or asked-for text; 1 a failure; 2 a wrong command or configuration;
+130 interrupted by Ctrl-C. Nothing here imports torch before a run starts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from gradstab import __version__
+from gradstab.cli.output import BAD_INPUT, FAILED, INTERRUPTED, OK, complain, say
+from gradstab.errors import ConfigError, GradstabError
+
+USAGE = """\
+gradstab: are my gradients vanishing or exploding, where, why, and what mends it?
+
+usage: gradstab COMMAND ...
+
+commands:
+  train [OVERRIDES]   train a network and record its gradients, layer by layer
+                        gradstab train                                  a 20-layer ReLU network on digits
+                        gradstab train model=deep_mlp act=sigmoid       watch the gradient vanish
+                        gradstab train -m act=sigmoid,tanh,relu         a sweep
+                        gradstab train --cfg job                        show the configuration, do not train
+  list [GROUP]        every option of every group, with its knobs and the paper it is from
+
+options:
+  -h, --help          this text
+  --version           the version
+  -sc install=bash    print the shell function for Tab completion (bash, zsh, fish): eval "$(gradstab -sc install=bash)"
+
+exit codes: 0 completed or diverged, 1 failed, 2 wrong command or configuration, 130 interrupted
+"""
+
+
+def entry_point() -> None:
+    """What the ``gradstab`` script and ``python -m gradstab`` call."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(args: Sequence[str]) -> int:
+    """Run one command; returns its exit code."""
+    if args and args[0] in ("-m", "--multirun"):
+        args = [*args[1:], args[0]]
+    command, rest = (args[0], list(args[1:])) if args else ("", [])
+    asks_for_help = "-h" in rest or "--help" in rest
+    try:
+        match command:
+            case "-h" | "--help" | "help":
+                return say(USAGE)
+            case "--version":
+                return say(f"gradstab {__version__}\n")
+            case "train":
+                from gradstab.cli.train import train
+
+                return say(USAGE) if asks_for_help else train(rest)
+            case "list":
+                return say(USAGE) if asks_for_help else list_options(rest)
+            case "-sc" | "--shell-completion" | "--shell_completion":
+                from gradstab.cli.composition import complete
+
+                return complete(rest)
+            case "":
+                sys.stderr.write(USAGE)
+                return BAD_INPUT
+            case _:
+                return complain(f"{command}: there is no such command; allowed: train, list (see gradstab --help)")
+    except ConfigError as error:
+        return complain(*error.problems)
+    except GradstabError as error:
+        complain(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has gone; nothing is left to say, and the interpreter must not try to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def list_options(args: Sequence[str]) -> int:
+    """``gradstab list [GROUP]``."""
+    from gradstab.catalogue import listing
+
+    if len(args) > 1:
+        raise ConfigError(f"list {' '.join(args)}: takes at most one group")
+    return say(listing(args[0] if args else None) + "\n")

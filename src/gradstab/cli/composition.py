@@ -1,0 +1,102 @@
+"""Hydra as the command line uses it: which flags there are, composing, and Tab completion."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradstab.catalogue import CHOICES
+from gradstab.cli.output import OK, say
+from gradstab.errors import ConfigError, GradstabError
+
+HYDRA_FLAGS = (
+    *("-m", "--multirun", "--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--resolve", "--package", "-p"),
+    *("--info", "-i", "--run", "-r", "--hydra-help", "--config-path", "-cp", "--experimental-rerun"),
+)
+
+COMMANDS = ("train", "list")
+
+
+def compose(args: Sequence[str], job: Callable[[Any], None]) -> None:
+    """Check the words of a command, compose what they say, and call ``job`` with each configuration.
+
+    Raises :class:`ConfigError` with the reason where Hydra cannot compose it.
+    """
+    overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
+    for arg in args:
+        if arg.startswith("-") and arg.split("=")[0] not in HYDRA_FLAGS:
+            raise ConfigError(f"{arg}: there is no such flag; allowed: {', '.join(HYDRA_FLAGS)}")
+    for text in overrides:
+        if text.partition("=")[0] in CHOICES and text.partition("=")[2].startswith("["):
+            raise ConfigError(f"{text}: a group takes one option; several are a sweep: -m with commas between them")
+    _hydra(_multirun_first(_from_run_directory(args)), overrides, job)
+
+
+def complete(args: list[str]) -> int:
+    """Tab completion: Hydra's own, which knows no subcommands, with the subcommand taken out of the line."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    typing_first = len(words) < 2 or (len(words) == 2 and not line.endswith(" "))
+    if not any(arg.startswith("query=") for arg in args):
+        pass
+    elif typing_first:
+        return say(" ".join([*COMMANDS, "--help", "--version"]) + "\n")
+    elif words[1] == "list":
+        return say(" ".join(CHOICES) + "\n")
+    elif words[1] in COMMANDS:
+        os.environ["COMP_LINE"] = line.replace(f" {words[1]}", "", 1)
+    _hydra(["--shell-completion", *args], args, lambda _composed: None)
+    return OK
+
+
+def _hydra(args: list[str], overrides: Sequence[str], job: Callable[[Any], None]) -> None:
+    import hydra
+
+    from gradstab.config import register_schema, translate
+
+    register_schema()
+    _register_resolvers()
+    # Without this, Hydra prints its own account of an error and exits with 1 before we can say it in one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [sys.argv[0], *args]
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://gradstab.configs", config_name="train")(job)()
+    except GradstabError:
+        raise
+    except Exception as error:
+        # Runs report their own failures: what escapes Hydra is about composing the configuration.
+        raise translate(error, overrides) from error
+
+
+def _register_resolvers() -> None:
+    from omegaconf import OmegaConf
+
+    from gradstab.run_directory import new_name
+
+    OmegaConf.register_new_resolver(
+        "gradstab_sweep_dir", lambda out_dir: out_dir or f"outputs/sweeps/{new_name()}", use_cache=True, replace=True
+    )
+
+
+def _multirun_first(args: Sequence[str]) -> list[str]:
+    """Hydra refuses ``-m`` between overrides; wherever it was typed, it goes to the front."""
+    flags = [arg for arg in args if arg in ("-m", "--multirun")]
+    return flags[:1] + [arg for arg in args if arg not in ("-m", "--multirun")]
+
+
+def _from_run_directory(args: Sequence[str]) -> list[str]:
+    """``--config-dir RUN`` alone, RUN being a run's directory, means that run's config.yaml."""
+    from gradstab.run_directory import holds_run
+
+    args = list(args)
+    named = any(arg.split("=")[0] in ("--config-name", "-cn") for arg in args)
+    for i, arg in enumerate(args):
+        flag, _, value = arg.partition("=")
+        if flag in ("--config-dir", "-cd") and not named:
+            folder = value or (args[i + 1] if i + 1 < len(args) else "")
+            if folder and holds_run(Path(folder)):
+                return [*args, "--config-name", "config"]
+    return args
