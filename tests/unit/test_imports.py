@@ -16,7 +16,16 @@ SOURCE = Path(gradstab.__file__).parent
 LAYERS = [
     {"errors", ""},
     {"config", "memory", "eager", "coordinate_descent"},
-    {"activations", "reproducibility", "run_directory", "events", "measure.quantities", "theory"},
+    {
+        "activations",
+        "reproducibility",
+        "run_directory",
+        "events",
+        "measure.quantities",
+        "theory",
+        "measure.depth",
+        "measure.verdict",
+    },
     {"models"},
     {"initializers", "data", "losses", "optimizers", "schedules", "clipping", "constraints", "dashboard", "catalogue"},
     {"measure.probe"},

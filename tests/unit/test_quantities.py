@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradstab.measure import quantities as q
+from gradstab.measure.depth import depth_factor
 
 
 def test_norms_are_frobenius_norms() -> None:
@@ -98,7 +99,7 @@ def test_update_ratio() -> None:
 @pytest.mark.parametrize("factor", [0.25, 0.9, 1.0, 1.7])
 def test_depth_factor_of_a_geometric_profile_is_its_ratio(factor: float) -> None:
     profile = [3.0 * factor ** (20 - layer) for layer in range(20)]
-    found = q.depth_factor(profile)
+    found = depth_factor(profile)
     assert found is not None
     assert found.factor == pytest.approx(factor, rel=1e-12)
     assert found.r2 == pytest.approx(1.0)
@@ -110,14 +111,14 @@ def test_depth_factor_is_the_least_squares_line() -> None:
     design = torch.stack([torch.ones(5), torch.arange(5.0)], 1).double()
     line = torch.linalg.lstsq(design, logs.unsqueeze(1)).solution.flatten()
     residual = logs - design @ line
-    found = q.depth_factor(profile)
+    found = depth_factor(profile)
     assert found is not None
     assert found.factor == pytest.approx(math.exp(-line[1].item()), rel=1e-12)
     assert found.r2 == pytest.approx(1 - (residual.var() / logs.var()).item(), rel=1e-10)
 
 
 def test_depth_factor_leaves_out_what_has_no_logarithm() -> None:
-    found = q.depth_factor([0.0, math.nan, 4.0, 2.0, math.inf, 0.5])
+    found = depth_factor([0.0, math.nan, 4.0, 2.0, math.inf, 0.5])
     assert found is not None
     assert found.layers == 3
     assert found.factor == pytest.approx(2.0)
@@ -125,7 +126,7 @@ def test_depth_factor_leaves_out_what_has_no_logarithm() -> None:
 
 @pytest.mark.parametrize("profile", [[], [1.0], [0.0, 0.0, 1.0], [math.nan, math.nan]])
 def test_no_depth_factor_without_two_layers(profile: list[float]) -> None:
-    assert q.depth_factor(profile) is None
+    assert depth_factor(profile) is None
 
 
 def test_quantities_can_be_lifted_to_many_models_at_once() -> None:

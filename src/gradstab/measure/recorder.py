@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gradstab.events import EventWriter, Vector
+from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.probe import Probe
-from gradstab.measure.quantities import DepthFactor, depth_factor
 
 FLUSH_STEPS = 64
 FLUSH_SECONDS = 1.0

@@ -1,0 +1,36 @@
+"""The gradient through depth as one number: the factor per layer. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DepthFactor:
+    """The factor by which a gradient grows per layer towards the input, and how straight the line was."""
+
+    factor: float
+    r2: float
+    layers: int
+
+
+def depth_factor(profile: Sequence[float]) -> DepthFactor | None:
+    """exp(-slope) of the least-squares line through log ‖δ‖ over the hidden layers, nearest the input first.
+
+    Below 1 the gradient vanishes towards the input, above 1 it explodes. Layers whose value is 0 (underflow), inf
+    or NaN have no logarithm and are left out; None with fewer than two left. R² is 1 where all values are equal.
+    """
+    points = [(layer, math.log(value)) for layer, value in enumerate(profile) if 0 < value < math.inf]
+    if len(points) < 2:
+        return None
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    sxx = sum((x - mean_x) ** 2 for x, _ in points)
+    sxy = sum((x - mean_x) * (y - mean_y) for x, y in points)
+    syy = sum((y - mean_y) ** 2 for _, y in points)
+    slope = sxy / sxx
+    # A profile flat to rounding has no variance to explain; its line fits it all the same.
+    r2 = 1.0 if syy <= 1e-12 * len(points) else sxy**2 / (sxx * syy)
+    return DepthFactor(math.exp(-slope), r2, len(points))
