@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import os
 import resource
 import statistics
@@ -32,6 +33,7 @@ from gradstab.assembly import build
 from gradstab.config import Config, from_hydra, register_schema
 from gradstab.data import Dataset, batches
 from gradstab.events import EventWriter
+from gradstab.measure.diagnosis import Judge
 from gradstab.measure.recorder import Latest, Recorder
 from gradstab.training import Plan, fit
 
@@ -107,11 +109,12 @@ def gradstab_loop(config: Config, inputs: Tensor | None, folder: Path) -> Conten
     parts.data = Dataset(train, dataclasses.replace(train, inputs=train.inputs[:1], targets=train.targets[:1]), 10)
     stream = batches(train, config.batch, torch.Generator().manual_seed(0))
     folder.mkdir()
-    recorder = Recorder(parts.probe, EventWriter(folder, parts.probe.tags), skip_non_finite=False)
+    judge = Judge(parts.probe.tags, len(parts.probe.hidden), config.verdict, chance_loss=math.log(10))
+    recorder = Recorder(parts.probe, EventWriter(folder, parts.probe.tags), skip_non_finite=False, observers=[judge])
 
     def run(steps: int) -> None:
         plan = Plan(steps, eval_every=10**9, measure_every=None, measure=False, target_loss=None)
-        assert fit(parts, plan, stream, recorder, Silent()).status == "completed"
+        assert fit(parts, plan, stream, recorder, Silent(), judge).status == "completed"
 
     return run
 

@@ -18,12 +18,15 @@ from gradstab.training import Parts
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
-def build(config: Config) -> Parts:
-    """Build everything a run needs, on its device; every random number comes from the run's own streams."""
+def build(config: Config, data: Dataset | None = None) -> Parts:
+    """Build everything a run needs, on its device; every random number comes from the run's own streams.
+
+    ``data`` is what :func:`load_data` gave for this configuration, where it has been read already.
+    """
     keep_freed_memory()
     reproducibility.set_determinism(config.deterministic)
     device = reproducibility.resolve_device(config.device, config.precision)
-    data = load_data(config.data.name, **config.data.knobs)
+    data = load_data(config.data.name, **config.data.knobs) if data is None else data
     model = build_initialised(config, data)
     constraint = constraints.apply_constraint(
         config.constraint.name,

@@ -8,9 +8,11 @@ from dataclasses import fields
 from importlib.resources import files
 
 from gradstab.config import GROUPS, OPTIONS, Option, one_of
+from gradstab.config.probe_options import ProbeKnobs
 from gradstab.errors import ConfigError
 
 CHOICES = (*GROUPS, "experiment")
+SECTIONS = (*CHOICES, "probe")
 
 
 def experiments() -> dict[str, str]:
@@ -25,15 +27,19 @@ def experiments() -> dict[str, str]:
 
 
 def listing(group: str | None = None) -> str:
-    """All options of one group, or of every group, as text for the terminal."""
-    if group is not None and group not in CHOICES:
-        raise ConfigError(f"list {group}: there is no such group; {one_of(CHOICES, group)}")
-    return "\n\n".join(_section(name) for name in ([group] if group else CHOICES))
+    """All options of one group or of every group, and a probe's knobs, as text for the terminal."""
+    if group is not None and group not in SECTIONS:
+        raise ConfigError(f"list {group}: there is no such group; {one_of(SECTIONS, group)}")
+    return "\n\n".join(_section(name) for name in ([group] if group else SECTIONS))
 
 
 def _section(group: str) -> str:
     if group == "experiment":
         return "\n".join([group, *(_entry(name, text) for name, text in experiments().items())])
+    if group == "probe":
+        return "\n".join(
+            [group, _entry("gradstab probe", " ".join((ProbeKnobs.__doc__ or "").split())), *_knobs(group, ProbeKnobs)]
+        )
     lines = [group]
     for name, cls in OPTIONS[group].items():
         lines.append(_entry(name, " ".join((cls.__doc__ or "").split())))
@@ -41,15 +47,17 @@ def _section(group: str) -> str:
     return "\n".join(lines)
 
 
-def _knobs(group: str, cls: type[Option]) -> list[str]:
+def _knobs(group: str, cls: type[Option] | type[ProbeKnobs]) -> list[str]:
     lines = []
     for f in fields(cls):
         if f.name != "name":
             default = (
                 "null" if f.default is None else str(f.default).lower() if f.default in (True, False) else f.default
             )
-            allowed = f.metadata.get("allowed")
+            allowed, reason = f.metadata.get("allowed"), f.metadata.get("reason")
             lines.append(" " * 24 + f"{group}.{f.name}={default}" + (f"   ({allowed})" if allowed else ""))
+            if reason:
+                lines.append(" " * 28 + reason)
     return lines
 
 

@@ -39,6 +39,20 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
 LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse}
 
 
+def chance_loss(loss: Loss, targets: Tensor, classes: int) -> float:
+    """The loss of the best constant output, which a network has to beat to have learnt anything.
+
+    ``targets`` are int64 [n] of ``classes`` classes, or float [n, k]. The constant is the mean of (one-hot) targets
+    for mse, and the logarithm of their frequencies for cross-entropy: chance level is then about ln k.
+    """
+    values = F.one_hot(targets, classes).double() if not targets.is_floating_point() else targets.double()
+    mean = values.mean(0)
+    if isinstance(loss, partial) and loss.func is cross_entropy:
+        smoothing = loss.keywords["label_smoothing"]
+        mean = torch.log((1 - smoothing) * mean + smoothing / classes)
+    return loss(mean.expand(len(targets), -1), targets if not targets.is_floating_point() else values).item()
+
+
 def build_loss(name: str, **knobs: Any) -> Loss:
     """The loss ``name`` as a function of outputs and targets, which returns the mean over samples, shape []."""
     return partial(LOSSES[name], **knobs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ import torch
 from gradstab import console, dashboard, reproducibility, run_directory
 from gradstab.assembly import build
 from gradstab.config import Config, to_container
+from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.data import batches
 from gradstab.errors import GradstabError
 from gradstab.events import EventWriter
+from gradstab.expectation import inputs_of, theory_record, window_correlations
+from gradstab.losses import chance_loss
+from gradstab.measure.diagnosis import Judge
 from gradstab.measure.recorder import Recorder
+from gradstab.remedies import remedies_for
 from gradstab.training import Display, Outcome, Parts, Plan, fit
 
 CHARTS = ("grad_norm", "signal_grad_norm", "activation_std")
@@ -32,11 +38,25 @@ def run(config: Config, directory: Path | None = None) -> dict[str, Any]:
     directory = directory or Path(config.out_dir or f"outputs/train/{run_directory.new_name()}").expanduser()
     run_directory.create(directory)
     container = to_container(config)
-    record = _opening_record(config, parts)
+    inputs = inputs_of(parts.data)
+    correlations = (
+        window_correlations(parts.model, parts.data.train.inputs[: config.batch])
+        if config.model.name == "lenet5"
+        else None
+    )
+    record = _opening_record(config, parts) | {"theory": theory_record(config, inputs, correlations)}
     run_directory.write_config(directory, container)
     run_directory.write_run(directory, record)
     writer = EventWriter(directory, parts.probe.tags)
-    recorder = Recorder(parts.probe, writer, skip_non_finite=parts.skip_non_finite)
+    judge = Judge(
+        parts.probe.tags,
+        len(parts.probe.hidden),
+        config.verdict,
+        theory=record["theory"],
+        chance_loss=record["chance_loss"],
+        adaptive=record["adaptive_optimizer"],
+    )
+    recorder = Recorder(parts.probe, writer, skip_non_finite=parts.skip_non_finite, observers=[judge])
     started = time.perf_counter()
     try:
         if parts.measure_norms:
@@ -45,7 +65,11 @@ def run(config: Config, directory: Path | None = None) -> dict[str, Any]:
         for summary in dashboard.hparams(settings):
             writer.write_summary(summary)
         with console.display(config, parts) as display:
-            outcome = _fit(config, parts, recorder, display)
+            outcome = _fit(config, parts, recorder, display, judge)
+        if parts.measure_norms:
+            verdict = judge.verdict()
+            remedies = remedies_for(config, inputs, verdict, correlations=correlations, typical_norm=judge.typical_norm)
+            record["verdict"] = replace(verdict, remedies=remedies).to_dict()
         record |= _closing_record(outcome, recorder, time.perf_counter() - started)
         writer.write_summary(dashboard.hparams_end(outcome.status == "completed"))
     except KeyboardInterrupt:
@@ -65,18 +89,19 @@ def run(config: Config, directory: Path | None = None) -> dict[str, Any]:
     return record
 
 
-def _fit(config: Config, parts: Parts, recorder: Recorder, display: Display) -> Outcome:
+def _fit(config: Config, parts: Parts, recorder: Recorder, display: Display, judge: Judge) -> Outcome:
     plan = Plan(
         steps=config.total_steps,
         eval_every=config.eval_every,
         measure_every=config.measure.knobs.get("every"),
         measure=parts.measure_norms,
         target_loss=config.target_loss,
+        stop_on=config.stop_on or (),
     )
     order = reproducibility.generator(config.seed, "order")
     # Dropout draws from the global stream; nothing else does during training.
     torch.manual_seed(reproducibility.stream_seed(config.seed, "dropout"))
-    return fit(parts, plan, batches(parts.data.train, config.batch, order), recorder, display)
+    return fit(parts, plan, batches(parts.data.train, config.batch, order), recorder, display, judge)
 
 
 def _opening_record(config: Config, parts: Parts) -> dict[str, Any]:
@@ -95,6 +120,9 @@ def _opening_record(config: Config, parts: Parts) -> dict[str, Any]:
         "git_commit": reproducibility.git_commit(),
         "parameters": sum(p.numel() for p in parts.model.parameters()),
         "layers": parts.probe.tags,
+        "hidden_layers": len(parts.probe.hidden),
+        "adaptive_optimizer": config.optimizer.name in ADAPTIVE,
+        "chance_loss": chance_loss(parts.loss, parts.data.train.targets, parts.data.out_features),
     }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradstab.clipping import Clip
 from gradstab.data import Dataset, Split
 from gradstab.losses import Loss
+from gradstab.measure.diagnosis import Judge
 from gradstab.measure.probe import Probe
 from gradstab.measure.recorder import Latest, NonFinite, Recorder, StepRecord
 from gradstab.models.blocks import Model
@@ -53,6 +54,7 @@ class Plan:
     measure_every: int | None
     measure: bool
     target_loss: float | None
+    stop_on: tuple[str, ...] = ()
 
     def measures(self, step: int) -> bool:
         """Whether all quantities are taken at this step: the first, each before an evaluation, each in between."""
@@ -122,8 +124,10 @@ def train_step(parts: Parts, step: int, inputs: Tensor, targets: Tensor, measure
     return record
 
 
-def fit(parts: Parts, plan: Plan, stream: Iterator[Batch], recorder: Recorder, display: Display) -> Outcome:
-    """Train until the planned steps are done, the target loss is reached, or the run diverges or is interrupted."""
+def fit(
+    parts: Parts, plan: Plan, stream: Iterator[Batch], recorder: Recorder, display: Display, judge: Judge
+) -> Outcome:
+    """Train until the planned steps are done, the target loss is reached, or the run diverges or is stopped."""
     outcome = Outcome(latest=recorder.latest)
     parts.model.train()
     stuck = 0
@@ -145,10 +149,15 @@ def fit(parts: Parts, plan: Plan, stream: Iterator[Batch], recorder: Recorder, d
                 outcome.status, outcome.reason = "diverged", _describe(outcome.broken, parts, inputs)
                 break
             outcome.steps += record.updated
+            found = judge.to_stop(plan.stop_on) if looks or recorder.emptied else None
+            looks = looks or found is not None
             if looks:
                 evaluate_into(outcome, parts, recorder, display, step + 1)
             if reached:
                 outcome.reason = f"train loss {record.loss.item():.6g} reached target_loss={plan.target_loss:g}"
+                break
+            if found is not None:
+                outcome.reason = f"stop_on={found.kind}: {found.explanation}"
                 break
             if stuck == STUCK_STEPS:
                 outcome.status, outcome.reason = "diverged", f"non-finite for {STUCK_STEPS} steps in a row, all skipped"

@@ -27,8 +27,8 @@ def test_every_option_has_its_yaml_and_every_yaml_its_option() -> None:
     root = Path(str(files("gradstab.configs")))
     found = {(path.parent.name, path.stem) for path in root.rglob("*.yaml") if path.parent.name in GROUPS}
     assert found == set(ALL_OPTIONS)
-    assert len(found) == 76
-    assert len(list(root.rglob("*.yaml"))) == 76 + len(experiments()) + 2
+    assert len(found) == 78
+    assert len(list(root.rglob("*.yaml"))) == 78 + len(experiments()) + 2
 
 
 @pytest.mark.parametrize(("group", "name"), ALL_OPTIONS)
@@ -119,6 +119,8 @@ REFUSED = [
     ("init=orthogonal model=lenet5_1998", "init=orthogonal", "C3"),
     ("init=fixup", "init=fixup", "model.residual=add"),
     ("init=variance init.sigma_b2=1 model.bias=false", "init.sigma_b2=1.0", "no effect"),
+    ("init=critical init.sigma_b2=1 model.bias=false", "init.sigma_b2=1.0", "no effect"),
+    ("init=critical init.sigma_b2=-1", "init.sigma_b2=-1", "at least 0"),
     ("constraint=weight_norm init=zeros", "constraint=weight_norm", "init=zeros"),
 ]
 

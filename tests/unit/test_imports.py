@@ -14,27 +14,29 @@ import gradstab
 SOURCE = Path(gradstab.__file__).parent
 # From the bottom up: a module may import what stands on an earlier line, or beside it on its own line.
 LAYERS = [
-    {"errors", ""},
+    {"errors"},
     {"config", "memory", "eager", "coordinate_descent"},
     {
         "activations",
         "reproducibility",
         "run_directory",
+        "decoding",
         "events",
         "measure.quantities",
         "theory",
         "measure.depth",
         "measure.verdict",
     },
-    {"models"},
+    {"models", "measure.rules", "measure.diagnosis"},
     {"initializers", "data", "losses", "optimizers", "schedules", "clipping", "constraints", "dashboard", "catalogue"},
-    {"measure.probe"},
+    {"measure.probe", "expectation", "asymptotics", "jacobians"},
+    {"remedies"},
     {"measure.recorder"},
-    {"training"},
-    {"console", "assembly"},
+    {"training", "monitor"},
+    {"console", "assembly", "probing", "report"},
     {"runner"},
     {"cli"},
-    {"__main__"},
+    {"__main__", ""},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(SOURCE.rglob("*.py"))

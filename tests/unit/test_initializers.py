@@ -15,7 +15,7 @@ from gradstab.activations import build_activation
 from gradstab.config import network_options
 from gradstab.config.registry import OPTIONS
 from gradstab.errors import ConfigError
-from gradstab.initializers import SCHEMES, initialize
+from gradstab.initializers import SCHEMES, initialize, shares
 from gradstab.models import Model, TableConv2d, build_model, parameter_blocks
 from gradstab.models.blocks import projections
 
@@ -69,7 +69,7 @@ def equal(left: Iterable[Tensor], right: Iterable[Tensor]) -> bool:
 
 def test_every_option_has_a_scheme() -> None:
     assert set(NAMES) == set(SCHEMES)
-    assert len(NAMES) == 16
+    assert len(NAMES) == 17
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,10 +100,10 @@ def test_gain_is_a_factor_on_weights_and_on_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_default_and_variance_draw_biases(name: str) -> None:
-    settings = {"sigma_b2": 0.5} if name == "variance" else {}
+def test_only_default_variance_and_critical_draw_biases(name: str) -> None:
+    settings = {"sigma_b2": 0.5} if name in {"variance", "critical"} else {}
     model = start(residual_mlp(), name, x=batch(16, 30), **settings)
-    assert any(bias.any() for bias in biases(model)) == (name in {"default", "variance"})
+    assert any(bias.any() for bias in biases(model)) == (name in {"default", "variance", "critical"})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -366,3 +366,47 @@ def test_fixup_starts_with_the_stem_alone() -> None:
 def test_fixup_refuses_other_networks(make: Callable[[], Model]) -> None:
     with pytest.raises(ConfigError, match=r"init=fixup .*model\.residual=add and model\.norm=none"):
         start(make(), "fixup")
+
+
+# ------------------------------------------------------------------------------------------ edge of chaos
+
+
+@pytest.mark.parametrize(
+    ("act", "sigma_b2", "act_knobs", "dropout", "sigma_w2"),
+    [
+        ("relu", 0.0, {}, 0.0, 2.0),
+        ("leaky_relu", 0.0, {"slope": 0.5}, 0.0, 1.6),
+        ("tanh", 0.05, {}, 0.0, 1.76095),
+        ("tanh", 0.05, {}, 0.5, 1.76095 / 2),
+        ("sigmoid", 0.0, {}, 0.0, 103.008),
+        ("silu", 0.55514317, {}, 0.0, 1.98800468),
+    ],
+)
+def test_critical_draws_at_the_published_edge_of_chaos(
+    act: str, sigma_b2: float, act_knobs: dict[str, float], dropout: float, sigma_w2: float
+) -> None:
+    model = build(act=act, depth=3, width=[400, 300, 500], dropout=dropout)
+    start(model, "critical", act=act, act_knobs=act_knobs, sigma_b2=sigma_b2)
+    for weight in weights(model)[1:3]:
+        assert weight.var().item() * weight.shape[1] == pytest.approx(sigma_w2, rel=0.02)
+    assert torch.cat(biases(model)).var().item() == pytest.approx(sigma_b2, rel=0.2, abs=1e-12)
+
+
+def test_critical_counts_a_convolutions_fan_in() -> None:
+    for name in ("lenet5", "lenet5_1998"):
+        model = start(images(name, act="relu"), "critical", act="relu")
+        c3 = model.layers[1].affine
+        for weight, fan_in in [(share.weight, share.fan_in) for share in shares(c3)][-1:]:
+            assert fan_in == 150
+            assert weight.square().mean().item() == pytest.approx(2 / 150, rel=0.35 if name == "lenet5_1998" else 0.1)
+
+
+@pytest.mark.parametrize(
+    ("act", "sigma_b2", "allowed"),
+    [("softplus", 0.0, "another act"), ("softplus", 0.3, "another act"), ("relu", 0.1, r"init\.sigma_b2=0, or")],
+)
+def test_where_there_is_no_edge_of_chaos_critical_says_so(act: str, sigma_b2: float, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=allowed) as caught:
+        start(build(act=act, depth=2, width=8), "critical", act=act, sigma_b2=sigma_b2)
+    assert f"act={act}" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from gradstab.config import OPTIONS
-from gradstab.losses import LOSSES, PENALTIES, build_loss, build_penalty
+from gradstab.losses import LOSSES, PENALTIES, Loss, build_loss, build_penalty, chance_loss
 from gradstab.models.blocks import Layer
 
 
@@ -114,3 +114,31 @@ def test_a_penalty_is_evaluated_afresh() -> None:
 
 def test_no_penalty_is_none() -> None:
     assert build_penalty("none", two_layers()) is None
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_chance_loss_is_the_least_that_a_constant_output_can_have(smoothing: float) -> None:
+    """Against gradient descent on the constant itself."""
+    targets = torch.tensor([0] * 5 + [1] * 3 + [2] * 2)
+    for loss in (build_loss("cross_entropy", label_smoothing=smoothing), build_loss("mse")):
+        constant = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([constant], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-12)
+
+        def closure(loss: Loss = loss, constant: torch.Tensor = constant) -> torch.Tensor:
+            constant.grad = None
+            value = loss(constant.expand(10, -1), targets)
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        assert chance_loss(loss, targets, 3) == pytest.approx(closure().item(), rel=1e-6)
+
+
+def test_chance_loss_of_a_regression_is_the_variance() -> None:
+    targets = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    assert chance_loss(build_loss("mse"), targets, 1) == pytest.approx(1.25)
+
+
+def test_chance_loss_with_a_class_that_never_occurs() -> None:
+    targets = torch.tensor([0, 0, 1, 1])
+    assert chance_loss(build_loss("cross_entropy", label_smoothing=0.0), targets, 3) == pytest.approx(math.log(2))

@@ -135,3 +135,20 @@ def test_quantities_can_be_lifted_to_many_models_at_once() -> None:
     assert torch.allclose(lifted, torch.stack([q.signal_grad_norm(g) for g in grads]))
     slopes = (grads > 0).float()
     assert torch.equal(torch.func.vmap(q.dead_fraction)(slopes), torch.stack([q.dead_fraction(s) for s in slopes]))
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (4, 3, 5, 5)])
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+def test_correlation_is_the_mean_over_pairs(shape: tuple[int, ...], scale: float) -> None:
+    h = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.5) * scale
+    flat = h.double().flatten(1)
+    pairs = [flat[i] @ flat[j] for i in range(len(flat)) for j in range(len(flat)) if i != j]
+    expected = torch.stack(pairs).mean() / flat.square().sum(1).mean()
+    assert q.correlation(h).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_correlation_at_its_ends() -> None:
+    assert q.correlation(torch.ones(5, 3)).item() == pytest.approx(1.0)
+    assert q.correlation(torch.eye(4)).item() == pytest.approx(0.0)
+    assert math.isnan(q.correlation(torch.zeros(3, 3)).item())
+    assert math.isnan(q.correlation(torch.full((3, 3), math.inf)).item())

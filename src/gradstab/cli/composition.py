@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ HYDRA_FLAGS = (
     *("--info", "-i", "--run", "-r", "--hydra-help", "--config-path", "-cp", "--experimental-rerun"),
 )
 
-COMMANDS = ("train", "list")
+COMMANDS = ("train", "probe", "list")
 
 
 def compose(args: Sequence[str], job: Callable[[Any], None]) -> None:
@@ -32,6 +33,8 @@ def compose(args: Sequence[str], job: Callable[[Any], None]) -> None:
     for text in overrides:
         if text.partition("=")[0] in CHOICES and text.partition("=")[2].startswith("["):
             raise ConfigError(f"{text}: a group takes one option; several are a sweep: -m with commas between them")
+    # To Hydra, commas are a sweep; this key takes several values.
+    args = [re.sub(r"^(stop_on=)([^\[]*,.*)$", r"\1[\2]", arg) for arg in args]
     _hydra(_multirun_first(_from_run_directory(args)), overrides, job)
 
 
@@ -43,7 +46,9 @@ def complete(args: list[str]) -> int:
     if not any(arg.startswith("query=") for arg in args):
         pass
     elif typing_first:
-        return say(" ".join([*COMMANDS, "--help", "--version"]) + "\n")
+        return say(" ".join([*COMMANDS, "report", "--help", "--version"]) + "\n")
+    elif words[1] == "report":
+        return say("\n")
     elif words[1] == "list":
         return say(" ".join(CHOICES) + "\n")
     elif words[1] in COMMANDS:

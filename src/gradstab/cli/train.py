@@ -42,8 +42,10 @@ def _run_job(composed: Any) -> None:
         if directory is not None and config.out_dir is not None and Path(config.out_dir) != Path(settings.sweep.dir):
             raise ConfigError(f"out_dir={config.out_dir}: is the folder of the whole sweep; allowed: one for all cells")
 
+        from gradstab.expectation import caveats
         from gradstab.runner import run
 
+        complain(*caveats(config))
         run(config, directory)
     except ConfigError as error:
         _exit_codes.append(complain(*error.problems))

@@ -7,13 +7,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, fields, make_dataclass
 from dataclasses import field as dataclass_field
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from gradstab.config.fields import LARGEST, problem_with
 from gradstab.config.registry import OPTIONS, Option
 from gradstab.config.rules import check_rules, resolve
 from gradstab.config.run import GROUPS, Config, Run
 from gradstab.errors import ConfigError
+
+T = TypeVar("T")
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -89,6 +91,18 @@ def _read_option(group: str, node: Any, problems: list[str]) -> Option | None:
     return cls(**values)
 
 
+def read_knobs(cls: type[T], node: Mapping[str, Any], group: str) -> T:
+    """Check the knobs of one dataclass outside the configuration of a run; every key in an error starts with ``group``.
+
+    Raises :class:`ConfigError` with one line for each thing that is wrong.
+    """
+    problems = _unknown_keys(node, [f.name for f in fields(cls)], group)  # type: ignore[arg-type]
+    values = _read_fields(cls, node, f"{group}.", problems)
+    if problems:
+        raise ConfigError(*problems)
+    return cls(**values)
+
+
 def _read_fields(cls: type[Any], node: Mapping[Any, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
@@ -120,7 +134,7 @@ def _unknown_keys(
     node: Mapping[Any, Any], known: Iterable[str], group: str | None = None, name: str | None = None
 ) -> list[str]:
     known = list(known)
-    where = f"{group}={name}" if group else "a run"
+    where = f"{group}={name}" if name else group or "a run"
     prefix = f"{group}." if group else ""
     return [
         f"{prefix}{key}={_shown(node[key])}: {where} has no such knob; {one_of((k for k in known if k != 'name'), key)}"

@@ -18,8 +18,12 @@ def number(
     at_least: float | None = None,
     below: float | None = None,
     at_most: float | None = None,
+    reason: str = "",
 ) -> Any:
-    """A dataclass field for a finite number within bounds; a default of None makes it optional."""
+    """A dataclass field for a finite number within bounds; a default of None makes it optional.
+
+    ``reason`` says why the default is what it is, where that is not plain.
+    """
     words = [
         f"{text} {bound:g}" if abs(bound) < 1e6 else f"{text} {bound}"
         for text, bound in (
@@ -43,7 +47,7 @@ def number(
         bounds = words if sized or at_most is not None else [*words, f"at most {LARGEST:g}"]
         return None if inside else f"must be a finite number{', ' if bounds else ''}{' and '.join(bounds)}"
 
-    return field(default=default, metadata={"problem": problem, "allowed": ", ".join(words)})
+    return field(default=default, metadata={"problem": problem, "allowed": ", ".join(words), "reason": reason})
 
 
 def choice(default: str | None, *options: str) -> Any:

@@ -123,6 +123,11 @@ _init(
     sigma_b2=number(0.0, at_least=0),
 )
 _init(
+    "critical",
+    "normal at the activation's edge of chaos, biases of variance sigma_b2 (Schoenholz et al. 2017, arXiv:1611.01232)",
+    sigma_b2=number(0.0, at_least=0),
+)
+_init(
     "lsuv",
     "orthonormal, then each layer's output scaled to variance 1 (Mishkin & Matas 2016, arXiv:1511.06422)",
 )

@@ -10,6 +10,9 @@ from gradstab.config.registry import Option, option, plain
 
 # ------------------------------------------------------------------------------------------------ optimizer
 
+# Their steps keep their size however small all gradients are.
+ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "muon")
+
 
 def _lr(default: float) -> Any:
     return number(default, above=0)

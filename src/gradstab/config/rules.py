@@ -30,6 +30,8 @@ def resolve(values: Mapping[str, Any], explicit: Collection[str]) -> Config:
         width = config.model.width
         depth = len(width) if isinstance(width, tuple) else DEFAULT_DEPTH
         config = replace(config, model=replace(config.model, depth=depth))
+    if isinstance(config.stop_on, str):
+        config = replace(config, stop_on=tuple(config.stop_on.split(",")))
     if config.batch_size is None:
         config = replace(config, batch_size=DEFAULT_BATCH if n_train >= DEFAULT_BATCH else "full")
     if config.steps is not None and config.epochs is not None and ("steps" in explicit) != ("epochs" in explicit):
@@ -117,12 +119,19 @@ def _init(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
         yield f"init.gain={knobs['gain']}: no effect with init={name} where all weights are 0"
     if name in ("orthogonal", "delta_orthogonal", "identity") and model.name == "lenet5_1998":
         yield f"init={name}: needs dense layers, and C3 of model=lenet5_1998 lacks connections; allowed: the others"
-    if name == "variance" and knobs["sigma_b2"] > 0 and not model.knobs.get("bias", True):
+    if knobs.get("sigma_b2", 0) > 0 and not model.knobs.get("bias", True):
         yield f"init.sigma_b2={knobs['sigma_b2']}: no effect with model.bias=false"
     if name == "fixup" and (model.knobs.get("residual", "none") == "none" or model.knobs.get("norm") != "none"):
         yield "init=fixup: is for residual networks without norm; set model.residual=add model.norm=none"
     if (zero or name == "fixup") and config.constraint.name in ("weight_norm", "spectral_norm"):
         yield f"constraint={config.constraint.name}: divides by the norm of weights that init={name} sets to 0"
+
+
+def _stop_on(config: Config, _was_set: Callable[[str], bool]) -> Iterator[str]:
+    if config.stop_on is not None and config.measure.name == "none":
+        yield f"stop_on={','.join(config.stop_on)}: needs measurements; set measure=norms or measure=full"
+    if config.stop_on is not None and "non_finite" in config.stop_on and config.on_divergence == "stop":
+        yield "stop_on=non_finite: on_divergence=stop ends a run there anyway; leave it out, or set on_divergence=skip"
 
 
 def _never(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
@@ -139,4 +148,4 @@ def _never(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
             yield f"{key}={value}: {when} in {config.total_steps} steps; allowed: less than that"
 
 
-_RULES: tuple[Rule, ...] = (_length, _depth, _norm_position, _data, _init, _never)
+_RULES: tuple[Rule, ...] = (_length, _depth, _norm_position, _data, _init, _stop_on, _never)

@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradstab.config import network_options, optimizer_options, training_options
+from gradstab.config import network_options, optimizer_options, training_options, verdict_options
 from gradstab.config.fields import MAX_SEED, checked, choice, number, positive_int
 from gradstab.config.registry import OPTIONS, Option
+from gradstab.config.verdict_options import KINDS, Thresholds
 
-__all__ = ["GROUPS", "Config", "Run", "network_options", "optimizer_options", "training_options"]
+__all__ = ["GROUPS", "Config", "Run", "network_options", "optimizer_options", "training_options", "verdict_options"]
 
 GROUPS = tuple(OPTIONS)
 
@@ -24,6 +25,12 @@ def _device_problem(value: Any) -> str | None:
     return None if known else "must be one of auto, cpu, cuda, cuda:N, mps"
 
 
+def _stop_on_problem(value: Any) -> str | None:
+    kinds = value.split(",") if isinstance(value, str) else value
+    known = isinstance(kinds, list | tuple) and kinds and set(kinds) <= set(KINDS)
+    return None if known else f"must be one or several of {', '.join(KINDS)}, with commas between them"
+
+
 def _out_dir_problem(value: Any) -> str | None:
     return None if str(value).strip() else "must be a folder's name"
 
@@ -33,7 +40,7 @@ class Run:
     """The run's own scalars.
 
     ``steps`` and ``epochs`` exclude each other; with neither, a run has 1,000 steps. A ``batch_size`` of None
-    stands for 128, or all samples where there are fewer.
+    stands for 128, or all samples where there are fewer. ``stop_on`` names the verdicts that end a run early.
     """
 
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
@@ -43,6 +50,7 @@ class Run:
     eval_every: int = number(100, at_least=1)
     target_loss: float | None = number(None, at_least=0)
     on_divergence: str = choice("stop", "stop", "skip")
+    stop_on: Any = checked(None, _stop_on_problem, f"one or several of {', '.join(KINDS)}")
     device: str = checked("auto", _device_problem, "auto | cpu | cuda | cuda:N | mps")
     precision: str = choice("float32", "float32", "float64", "bfloat16")
     deterministic: bool = False
@@ -65,6 +73,7 @@ class Config(Run):
     loss: Option
     data: Option
     measure: Option
+    verdict: Thresholds
     n_train: int = field(repr=False)
 
     @property

@@ -14,14 +14,15 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from gradstab.config import Config
+from gradstab.console.verdict import verdict_text
 from gradstab.events import shown_layers
+from gradstab.measure.depth import over_depth
 from gradstab.measure.recorder import Latest
+from gradstab.measure.verdict import Verdict
 from gradstab.training import Display, Outcome, Parts
 
 BAR_WIDTH = 18
 MAX_ROWS = 24
-# Factors over the whole depth: what training usually survives, and what it does not.
-STEADY = 1e2
 
 
 class _Quiet:
@@ -122,6 +123,8 @@ def summary(config: Config, parts: Parts, outcome: Outcome, record: dict[str, An
     if latest.layer_grad_norms:
         console.print(depth_table(parts.probe.tags, latest, console.width))
         console.print(Text(reading(latest)), soft_wrap=True)
+    if "verdict" in record:
+        console.print(verdict_text(Verdict.from_dict(record["verdict"])))
     style = "green" if outcome.status == "completed" else "red"
     console.print(Text(_ending(outcome, record), style=style), soft_wrap=True)
     console.print(Text(f"run          {directory}"), soft_wrap=True)
@@ -182,20 +185,13 @@ def _log_bars(values: list[float], width: int) -> list[str]:
 
 
 def reading(latest: Latest) -> str:
-    """One line on the profile: what the signal's gradient does per layer, and over the whole depth."""
+    """One line on the last profile: what the signal's gradient does per layer, and over the whole depth."""
     depth = latest.depth
     if depth is None:
         hidden = latest.signal_grad_norms[:-1]
         zero = hidden and all(value == 0 for value in hidden)
         return "no gradient reaches the hidden layers" if zero else "too few hidden layers for a depth factor"
-    whole = depth.factor ** (depth.layers - 1)
-    if whole < 1 / STEADY:
-        word = "vanishing"
-    elif whole > STEADY:
-        word = "exploding"
-    else:
-        word = "steady"
     return (
-        f"{word}: going towards the input, δ changes by a factor of {depth.factor:.3f} per layer "
-        f"(R² {depth.r2:.2f}), {whole:.2g} over {depth.layers} layers"
+        f"going towards the input, δ changes by a factor of {depth.factor:.3f} per layer "
+        f"(R² {depth.r2:.2f}), {over_depth(depth.factor, depth.layers)} over {depth.layers} layers"
     )

@@ -34,3 +34,9 @@ def depth_factor(profile: Sequence[float]) -> DepthFactor | None:
     # A profile flat to rounding has no variance to explain; its line fits it all the same.
     r2 = 1.0 if syy <= 1e-12 * len(points) else sxy**2 / (sxx * syy)
     return DepthFactor(math.exp(-slope), r2, len(points))
+
+
+def over_depth(factor: float, layers: int) -> str:
+    """What a factor per layer makes over ``layers`` layers, as text: a float may not hold the number itself."""
+    decades = (layers - 1) * math.log10(factor) if factor > 0 else -math.inf
+    return f"{10**decades:.2g}" if -300 < decades < 300 else f"10^{decades:.0f}"

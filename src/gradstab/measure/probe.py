@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,31 +31,52 @@ class _Seen:
     activation: Tensor | None = None
 
 
-class Probe:
-    """Measures one model. ``parameters`` fixes the order of everything that is per parameter: weights first.
+class Weighted(Protocol):
+    """What norms need to know of a layer."""
 
-    A layer's gradient norm is that of the parameters its weight is made of: W itself, or g and v together under
-    weight normalisation, which is what the optimizer sees.
+    @property
+    def name(self) -> str:
+        """The layer's own name, which may repeat."""
+
+    @property
+    def activation(self) -> nn.Module | None:
+        """The module that makes its activation, None for the output or where there is none."""
+
+    def weight_parameters(self) -> Sequence[nn.Parameter]:
+        """The parameters its weight is made of."""
+
+
+L = TypeVar("L", bound=Weighted)
+
+
+class GradientNorms(Generic[L]):
+    """The norms of a network's gradients, by parameter and by layer.
+
+    ``parameters`` fixes the order of everything that is per parameter: weights first. A layer's gradient norm is that
+    of the parameters its weight is made of: W itself, or g and v together under weight normalisation, which is what
+    the optimizer sees. A parameter that several layers share counts in each of them.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], layers: Sequence[L]) -> None:
         self.layers = tuple(layers)
         self.tags = layer_tags([layer.name for layer in self.layers])
         weights = [layer.weight_parameters() for layer in self.layers]
-        first = [parameter for group in weights for parameter in group]
-        taken = set(map(id, first))
-        self.parameters = [*first, *(p for p in model.parameters() if id(p) not in taken)]
+        first = list({id(parameter): parameter for group in weights for parameter in group}.values())
+        position = {id(parameter): i for i, parameter in enumerate(first)}
+        self.parameters = [*first, *(p for p in parameters if id(p) not in position)]
         self.n_weights = len(first)
         device = self.parameters[0].device
-        self._layer_of = torch.tensor([i for i, group in enumerate(weights) for _ in group], device=device)
-        self._one_each = len(first) == len(self.layers)
+        pairs = [(position[id(p)], layer) for layer, group in enumerate(weights) for p in group]
+        self._parameter_of = torch.tensor([parameter for parameter, _ in pairs], device=device)
+        self._layer_of = torch.tensor([layer for _, layer in pairs], device=device)
+        self._one_each = pairs == [(i, i) for i in range(len(self.layers))]
         half = self.parameters[0].dtype in (torch.bfloat16, torch.float16)
         # On a GPU the wider sum is free next to the memory traffic; on the CPU it would double the cost of a norm.
         self._dtype = torch.float64 if device.type == "cuda" else torch.float32 if half else None
         self._may_widen = device.type == "cpu"
 
     @property
-    def hidden(self) -> tuple[Layer, ...]:
+    def hidden(self) -> tuple[L, ...]:
         """The layers that have an activation."""
         return tuple(layer for layer in self.layers if layer.activation is not None)
 
@@ -79,11 +101,18 @@ class Probe:
 
     def by_layer(self, norms: Tensor) -> Tensor:
         """Norms per parameter [..., P] as norms per layer [..., L]."""
-        own = norms[..., : self.n_weights]
         if self._one_each:
-            return own
+            return norms[..., : self.n_weights]
+        own = norms[..., self._parameter_of]
         squares = torch.zeros(*own.shape[:-1], len(self.layers), dtype=own.dtype, device=own.device)
         return squares.index_add_(-1, self._layer_of, own**2).sqrt_()
+
+
+class Probe(GradientNorms[Layer]):
+    """Measures one of gradstab's own networks; its hooks live only while it watches a step."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
+        super().__init__(model.parameters(), layers)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Callable[[], Quantities]]:
@@ -110,6 +139,7 @@ class Probe:
             assert slot.h is not None
             h_grad = torch.zeros_like(slot.h) if slot.h.grad is None else slot.h.grad
             values.setdefault("signal_grad_norm", []).append(q.signal_grad_norm(h_grad))
+            values.setdefault("correlation", []).append(q.correlation(slot.h))
             values.setdefault("weight_norm", []).append(effective_weight(layer).norm())
             if layer.activation is not None:
                 assert slot.activation is not None
@@ -136,21 +166,25 @@ class Probe:
 
 
 def effective_weight(layer: Layer) -> Tensor:
-    """The layer's W as its forward pass uses it.
+    """The layer's W as its forward pass uses it, read without touching it."""
+    if not parametrize.is_parametrized(layer.affine, "weight"):
+        return layer.weight_parameters()[0]
+    return parametrized_tensor(layer.affine, "weight")
+
+
+def parametrized_tensor(module: nn.Module, name: str) -> Tensor:
+    """The tensor ``name`` that a parametrization of ``module`` computes.
 
     Reading a spectrally normalised weight in training mode runs a power iteration, which would change the run;
-    its parametrization is asked as if in evaluation.
+    the parametrization is asked as if in evaluation.
     """
-    module = layer.affine
-    if not parametrize.is_parametrized(module, "weight"):
-        return layer.weight_parameters()[0]
-    parametrization = module.get_submodule("parametrizations.weight")
+    parametrization = module.get_submodule(f"parametrizations.{name}")
     modes = [(part, part.training) for part in parametrization.modules()]
     parametrization.eval()
-    weight: Tensor = parametrization()
+    tensor: Tensor = parametrization()
     for part, training in modes:
         part.training = training
-    return weight
+    return tensor
 
 
 def _keep_h(slot: _Seen) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

@@ -80,3 +80,18 @@ def update_ratio(before: Tensor, after: Tensor) -> Tensor:
     change: Tensor = torch.linalg.vector_norm(_wide(after) - _wide(before))
     size: Tensor = torch.linalg.vector_norm(_wide(before))
     return change / size
+
+
+def correlation(h: Tensor) -> Tensor:
+    """The mean correlation of two samples' pre-activations, E⟨h_i, h_j⟩ / E‖h_i‖² over pairs i ≠ j; 0-d.
+
+    1 where all samples look alike to the layer, 0 where they have nothing in common; NaN for a single sample or
+    where all are 0. ``h`` is [B, units] or [B, channels, height, width]. It is the c^l of Poole et al. 2016
+    (arXiv:1606.05340), averaged over pairs.
+    """
+    flat = _wide(h).reshape(len(h), -1)
+    # In float32, squares of tiny or huge values would vanish or overflow.
+    peak = flat.abs().amax()
+    flat = flat / torch.where(torch.isfinite(peak) & (peak > 0), peak, torch.ones_like(peak))
+    squares = flat.square().sum()
+    return (flat.sum(0).square().sum() - squares) / ((len(h) - 1) * squares)

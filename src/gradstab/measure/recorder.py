@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from gradstab.events import EventWriter, Vector
 from gradstab.measure.depth import DepthFactor, depth_factor
-from gradstab.measure.probe import Probe
+from gradstab.measure.probe import GradientNorms
 
 FLUSH_STEPS = 64
 FLUSH_SECONDS = 1.0
@@ -58,10 +59,24 @@ class Latest:
     depth: DepthFactor | None = None
 
 
+class Observer(Protocol):
+    """What is told of every step's values when they reach the host, as the event file is."""
+
+    def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
+        """Take one step's values; steps come in order."""
+
+
 class Recorder:
     """Collects step records and crosses to the host once per flush: all steps' values in one transfer."""
 
-    def __init__(self, probe: Probe, writer: EventWriter, *, skip_non_finite: bool) -> None:
+    def __init__(
+        self,
+        probe: GradientNorms[Any],
+        writer: EventWriter,
+        *,
+        skip_non_finite: bool,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.latest = Latest()
         self.layer_tags = probe.tags
         self.clipped_steps = 0
@@ -69,6 +84,7 @@ class Recorder:
         self.recorded_steps = 0
         self._probe = probe
         self._writer = writer
+        self._observers = observers
         self._pending: list[StepRecord] = []
         self._wall_times: list[float] = []
         self._flushed_at = time.time()
@@ -84,6 +100,11 @@ class Recorder:
         """Whether enough has gathered, in steps or in time, to be worth a transfer."""
         waited = len(self._pending) > 0 and self._wall_times[-1] - self._flushed_at > FLUSH_SECONDS
         return waited or len(self._pending) >= FLUSH_STEPS
+
+    @property
+    def emptied(self) -> bool:
+        """Whether all that was added has been written."""
+        return not self._pending
 
     def flush(self) -> NonFinite | None:
         """Write everything gathered; returns the first non-finite step, which ends what is written."""
@@ -139,6 +160,8 @@ class Recorder:
                 latest.depth = depth
                 scalars["depth_factor"], scalars["depth_factor_r2"] = depth.factor, depth.r2
         self._writer.write(record.step, scalars, vectors, wall_time)
+        for observer in self._observers:
+            observer.observe(record.step, scalars, vectors)
 
 
 @dataclass
@@ -163,7 +186,7 @@ class _Row:
         return NonFinite(step, "gradient", int(bad[-1]) if len(bad) else None)
 
 
-def _to_host(pending: Sequence[StepRecord], probe: Probe) -> list[_Row]:
+def _to_host(pending: Sequence[StepRecord], probe: GradientNorms[Any]) -> list[_Row]:
     """All values of all steps in one transfer; norms are summed up to layers and to the whole on the device."""
     device = pending[0].loss.device
     wide = torch.float32 if device.type == "mps" else torch.float64

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-KINDS = ("vanishing", "exploding", "dead_units", "saturated", "non_finite", "not_learning")
+from gradstab.config.verdict_options import KINDS
+
 HEALTHY = "healthy"
 
 
@@ -66,7 +67,10 @@ class Verdict:
     def from_dict(cls, content: Mapping[str, Any]) -> Verdict:
         """What :meth:`to_dict` made, also after a way through JSON."""
         findings = tuple(
-            Finding(**{**f, "layers": tuple(f["layers"]), "value": float(f["value"])}) for f in content["findings"]
+            Finding(
+                **{**f, "layers": tuple(f["layers"]), "value": float(f["value"]), "threshold": float(f["threshold"])}
+            )
+            for f in content["findings"]
         )
         remedies = tuple(Remedy(**{**r, "overrides": tuple(r["overrides"])}) for r in content["remedies"])
         return cls(content["step"], findings, remedies)

@@ -5,13 +5,23 @@ Nothing in this package imports torch.
 
 from gradstab.theory.activations import Activation, activation
 from gradstab.theory.batchnorm import batch_norm_rate, layer_norm_rate
-from gradstab.theory.critical import CriticalPoint, critical_line, critical_point, half_stable_point
+from gradstab.theory.critical import (
+    CriticalPoint,
+    caveat,
+    critical_line,
+    critical_point,
+    critical_sigma_w2,
+    half_stable_point,
+    has_edge,
+)
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.fixed_points import DepthScales, FixedPoint, depth_scales, fixed_points
 from gradstab.theory.lenet import predict_lenet5, window_correlation
 from gradstab.theory.maps import chi_1, chi_c, chi_parallel, correlation_map, length_map
 from gradstab.theory.network import predict
 from gradstab.theory.prediction import Prediction
+from gradstab.theory.signal import signal_shares
+from gradstab.theory.statistics import activation_statistics
 
 __all__ = [
     "Activation",
@@ -21,19 +31,24 @@ __all__ = [
     "NoTheory",
     "Prediction",
     "activation",
+    "activation_statistics",
     "batch_norm_rate",
+    "caveat",
     "chi_1",
     "chi_c",
     "chi_parallel",
     "correlation_map",
     "critical_line",
     "critical_point",
+    "critical_sigma_w2",
     "depth_scales",
     "fixed_points",
     "half_stable_point",
+    "has_edge",
     "layer_norm_rate",
     "length_map",
     "predict",
     "predict_lenet5",
+    "signal_shares",
     "window_correlation",
 ]

@@ -155,6 +155,17 @@ def _gelu_slope(x: Array) -> Array:
     return np.asarray(normal_cdf(x) + x * np.exp(-0.5 * np.square(x)) / np.sqrt(2 * np.pi))
 
 
+def _gelu_moments(q: Array) -> tuple[Array, Array, Array]:
+    """Tsuchida et al. 2021 (arXiv:2002.08517), at correlation 1; the last is the derivative of the first."""
+    length, q = q, np.minimum(q, 1e60)  # beyond, squares overflow and nothing but the length changes
+    wide, angle = np.sqrt(1 + 2 * q), np.arcsin(q / (1 + q))
+    rest = 2 * q / ((1 + q) * wide)
+    square = 0.25 + (angle + rest) / (2 * np.pi)
+    slope = 0.25 + (angle + q * (3 + 5 * q) / ((1 + q) * wide**3)) / (2 * np.pi)
+    turn = 1 / ((1 + q) * wide) + 2 * (1 + q - q**2) / ((1 + q) ** 2 * wide**3)
+    return length * square, slope, square + q * turn / (2 * np.pi)
+
+
 def _hardtanh_moments(q: Array) -> tuple[Array, Array, Array]:
     """E[x²; |x|<1] + P(|x|>1), P(|x|<1) and E[x²; |x|<1]/q; the last is an incomplete gamma function."""
     from scipy.special import erf, erfc, gammainc
@@ -177,7 +188,7 @@ _ACTIVATIONS: dict[str, Activation] = {
         Activation("softsign", lambda x: x / (1 + np.abs(x)), lambda x: (1 + np.abs(x)) ** -2.0, kinks=(0.0,)),
         Activation("softplus", _softplus, _sigmoid),
         Activation("silu", lambda x: x * _sigmoid(x), _silu_slope, monotone=False),
-        Activation("gelu", lambda x: x * normal_cdf(x), _gelu_slope, monotone=False),
+        Activation("gelu", lambda x: x * normal_cdf(x), _gelu_slope, moments=_gelu_moments, monotone=False),
         Activation("mish", _mish, _mish_slope, monotone=False),
         Activation("erf", _erf, _erf_slope, moments=_erf_moments),
         Activation(

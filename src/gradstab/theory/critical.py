@@ -66,6 +66,41 @@ def critical_point(act: Activation, sigma_b2: float = 0.0) -> CriticalPoint:
     return min(found, key=lambda point: ("stable", "neutral", "half-stable", "unstable").index(point.kind))
 
 
+def critical_sigma_w2(act: Activation, sigma_b2: float = 0.0, dropout: float = 0.0) -> float:
+    """σ_w² of the edge of chaos of a network with dropout at rate p: that of the point, times 1-p.
+
+    Dropout divides σ_w² by 1-p in the maps of lengths and of gradients alike, so that both are critical again; two
+    samples' correlation is not, as their masks differ (Schoenholz et al. 2017, §5; Pretorius et al. 2018,
+    arXiv:1811.00293). Raises :class:`NoTheory` where there is no point.
+    """
+    return critical_point(act, sigma_b2).sigma_w2 * (1 - dropout)
+
+
+def has_edge(act: Activation, sigma_b2: float = 0.0) -> bool:
+    """Whether there is an edge of chaos at σ_b²."""
+    try:
+        critical_point(act, sigma_b2)
+    except NoTheory:
+        return False
+    return True
+
+
+def caveat(act: Activation, sigma_b2: float = 0.0) -> str | None:
+    """One line on an edge of chaos that lengths drift away from, and where it is stable; None for a good one."""
+    point = critical_point(act, sigma_b2)
+    if point.kind in ("stable", "neutral"):
+        return None
+    where = f"the edge of chaos of act={act.name} at sigma_b2={sigma_b2:g} (sigma_w2={point.sigma_w2:.6g}) "
+    drift = "repels every length" if point.kind == "unstable" else "attracts lengths from one side of q only"
+    edge = half_stable_point(act)
+    if edge is None or point.kind == "half-stable":
+        return f"{where}is {point.kind}: q={point.q:.4g} {drift}"
+    return (
+        f"{where}is {point.kind}: q={point.q:.4g} {drift}; it is half-stable at sigma_b2={edge.sigma_b2:.6g}, "
+        f"sigma_w2={edge.sigma_w2:.6g}, and stable above"
+    )
+
+
 def half_stable_point(act: Activation) -> CriticalPoint | None:
     """The point where χ₁ = χ∥ = 1 at some q > 0, or None where the edge of chaos has no such point.
 

@@ -123,7 +123,7 @@ def _scale_free_fixed_points(chi: float, sigma_b2: float) -> tuple[FixedPoint, .
         return () if sigma_b2 else (FixedPoint(1.0, "neutral", 1.0, 1.0),)
     if chi > 1 and sigma_b2:
         return ()
-    return (FixedPoint(sigma_b2 / (1 - chi), "stable" if chi < 1 else "unstable", chi, chi),)
+    return (FixedPoint(abs(sigma_b2 / (1 - chi)), "stable" if chi < 1 else "unstable", chi, chi),)
 
 
 def _stability(excess: Callable[[Array], Array], q: float) -> Stability:

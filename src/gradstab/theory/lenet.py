@@ -38,6 +38,9 @@ class AveragePooled:
     def backward(self, q: Array) -> Array:
         return Plain(self.act).backward(q) / 4
 
+    def phi_variance(self, q: Array) -> Array:
+        return q
+
 
 @dataclass(frozen=True)
 class MaxPooled:
@@ -66,6 +69,9 @@ class MaxPooled:
 
     def backward(self, q: Array) -> Array:
         return self._expectation(lambda x: self.act.slope(x) ** 2, q)
+
+    def phi_variance(self, q: Array) -> Array:
+        return q
 
 
 def window_correlation(h: Array) -> float:
@@ -123,7 +129,7 @@ def predict_lenet5(
         Fan(120, 84),
         Fan(84, out_features),
     ]
-    drawn = layer_variances(init, init_knobs, fans, act=act, act_slope=act_knobs.get("slope", 0.01), bias=True)
+    drawn = layer_variances(init, init_knobs, fans, act=act, act_knobs=act_knobs, dropout=dropout, bias=True)
     start = np.array([q0])
     known = list(resolved(drawn, [unit.forward for unit in plain], start))
     q = trajectory(known, [unit.forward for unit in units], start)

@@ -55,7 +55,7 @@ def predict(
         raise NoTheory("depth=0: there is no hidden layer to predict anything about")
     phi = activation(act, **act_knobs)
     unit = build_unit(phi, norm, norm_position, batch_size, dropout)
-    drawn = layer_variances(init, init_knobs, fans, act=act, act_slope=act_knobs.get("slope", 0.01), bias=bias)
+    drawn = layer_variances(init, init_knobs, fans, act=act, act_knobs=act_knobs, dropout=dropout, bias=bias)
     lengths = np.atleast_1d(np.asarray(q0, dtype=np.float64))
     if norm == "batch":
         lengths = lengths.mean(keepdims=True)
@@ -79,6 +79,7 @@ def predict(
             unit.backward(argument),
             blocks,
             scale,
+            phi_variance=unit.phi_variance(q),
             notes=tuple(_notes(norm, init, scale, float(argument.min()))),
         )
 

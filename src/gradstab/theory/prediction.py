@@ -22,7 +22,8 @@ class Prediction:
     expected √(mean over samples of ‖δ^l‖²), the topmost hidden layer's being 1. ``depth_factor``: its growth per
     layer towards the input, with the ``depth_factor_r2`` of the fit; both NaN where fewer than two layers have a
     gradient. ``sigma_w2``, ``sigma_b2``: variances of weights (times fan_in) and biases, the output layer's
-    included. ``notes``: what the prediction takes for granted beyond width, one line each.
+    included. ``phi_variance``: variance over units of what φ is applied to, [layers, samples]; None where units of a
+    layer differ in it. ``notes``: what the prediction takes for granted beyond width, one line each.
     """
 
     q: Array
@@ -33,6 +34,7 @@ class Prediction:
     depth_factor_r2: float
     sigma_w2: Array
     sigma_b2: Array
+    phi_variance: Array | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -44,6 +46,7 @@ def assemble(
     blocks: int = 0,
     scale: float = 1.0,
     *,
+    phi_variance: Array | None = None,
     notes: tuple[str, ...] = (),
 ) -> Prediction:
     """The prediction of a network from the slopes of its units, all [layers, samples], for σ_w² = 1.
@@ -69,6 +72,7 @@ def assemble(
             depth_factor_r2=r2,
             sigma_w2=sigma_w2,
             sigma_b2=np.array([v.sigma_b2 for v in known]),
+            phi_variance=phi_variance,
             notes=notes,
         )
 

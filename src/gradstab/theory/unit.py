@@ -27,6 +27,9 @@ class Unit(Protocol):
     def backward(self, q: Array) -> Array:
         """Factor on the mean square of a gradient that is independent of the unit's input."""
 
+    def phi_variance(self, q: Array) -> Array:
+        """Variance of what φ is applied to."""
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -43,6 +46,9 @@ class Plain:
     def backward(self, q: Array) -> Array:
         return slope_moment(self.act, q)
 
+    def phi_variance(self, q: Array) -> Array:
+        return q
+
 
 @dataclass(frozen=True)
 class LayerNormBefore:
@@ -58,6 +64,9 @@ class LayerNormBefore:
 
     def backward(self, q: Array) -> Array:
         return slope_moment(self.act, q / (q + EPS)) / (q + EPS)
+
+    def phi_variance(self, q: Array) -> Array:
+        return q / (q + EPS)
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,9 @@ class LayerNormAfter:
     def backward(self, q: Array) -> Array:
         return slope_moment(self.act, q) / (self._variance(q) + EPS)
 
+    def phi_variance(self, q: Array) -> Array:
+        return q
+
 
 @dataclass(frozen=True)
 class BatchNormBefore:
@@ -101,6 +113,9 @@ class BatchNormBefore:
     def backward(self, q: Array) -> Array:
         return self.moments.backward(self.rate) / q
 
+    def phi_variance(self, q: Array) -> Array:
+        return np.ones_like(q)
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -117,6 +132,9 @@ class Dropped:
 
     def backward(self, q: Array) -> Array:
         return self.unit.backward(q) / (1 - self.rate)
+
+    def phi_variance(self, q: Array) -> Array:
+        return self.unit.phi_variance(q)
 
 
 def build_unit(act: Activation, norm: str, position: str | None, batch_size: int | None, dropout: float) -> Unit:

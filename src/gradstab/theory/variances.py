@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gradstab.theory.activations import PRELU_SLOPE
+from gradstab.theory.activations import PRELU_SLOPE, activation
+from gradstab.theory.critical import critical_sigma_w2
 from gradstab.theory.errors import NoTheory
 
 
@@ -42,18 +43,31 @@ _NO_THEORY = {
 
 
 def layer_variances(
-    init: str, knobs: Mapping[str, float], fans: Sequence[Fan], *, act: str, act_slope: float, bias: bool
+    init: str,
+    knobs: Mapping[str, float],
+    fans: Sequence[Fan],
+    *,
+    act: str,
+    act_knobs: Mapping[str, float],
+    bias: bool,
+    dropout: float = 0.0,
 ) -> list[Variances]:
     """σ_w² and σ_b² of each layer for ``init`` of gradstab's config; ``knobs`` are its own, ``gain`` included.
 
-    ``act_slope`` is leaky_relu's, for the kaiming schemes. Raises :class:`NoTheory` for schemes that mean-field
-    theory has no word on, and where weights have variance 0.
+    ``act_knobs`` are the activation's: its slope matters to the kaiming schemes, all of it and ``dropout`` to critical.
+    Raises :class:`NoTheory` for schemes that mean-field theory has no word on, where weights have variance 0, and for
+    critical where there is no edge of chaos.
     """
     if init in _NO_THEORY:
         raise NoTheory(f"init={init}: {_NO_THEORY[init]}")
     gain2 = knobs.get("gain", 1.0) ** 2
     if init == "lsuv":
         return [Variances(None, 0.0, gain2) for _ in fans]
+    if init == "critical":
+        sigma_b2 = knobs["sigma_b2"]
+        sigma_w2 = critical_sigma_w2(activation(act, **act_knobs), sigma_b2, dropout)
+        return [Variances(gain2 * sigma_w2, sigma_b2 if bias else 0.0) for _ in fans]
+    act_slope = act_knobs.get("slope", 0.01)
     found = [
         Variances(gain2 * _sigma_w2(init, knobs, fan, act, act_slope), _sigma_b2(init, knobs, fan) if bias else 0.0)
         for fan in fans

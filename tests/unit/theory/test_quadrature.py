@@ -20,7 +20,7 @@ def elu_second_moment(q: Array, scale: float, alpha: float) -> Array:
     return scale**2 * (q / 2 + alpha**2 * half)
 
 
-@pytest.mark.parametrize("name", ["identity", "relu", "prelu", "leaky_relu", "erf", "hardtanh"])
+@pytest.mark.parametrize("name", ["identity", "relu", "prelu", "leaky_relu", "erf", "gelu", "hardtanh"])
 def test_quadrature_reproduces_every_closed_form(name: str) -> None:
     act = activation(name, slope=0.3)
     assert act.moments is not None

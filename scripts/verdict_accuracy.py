@@ -1,0 +1,333 @@
+"""How often the verdict is right: random networks, the verdict at initialisation and after 20 steps, then the truth.
+
+    python scripts/verdict_accuracy.py --configs 300 --jobs 2
+
+Each configuration is drawn at random (activation, init, gain, depth 2 to 100, width, norm, residual, dropout,
+optimizer, rate, clipping, loss, batch), trained on the digits for a fixed budget, and then counts as *failed* where it
+diverged or its test accuracy is below 0.5, and as *trained* from 0.8 on; what lies between is left out and counted. A
+verdict is right where it is healthy for the trained and anything else for the failed.
+
+At initialisation, recall is taken over gradient failures alone: those where the network is to blame and not the
+optimizer. A failure is one where a network of two layers learns with the same activation, optimizer and rate, while
+the network itself also fails with a tenth of the rate. AutoTrainer's and SageMaker's rules look at the same steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import random
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from other_rules import Seen, autotrainer, sagemaker
+
+from gradstab import reproducibility
+from gradstab.assembly import build
+from gradstab.config import Config, from_hydra
+from gradstab.config.optimizer_options import ADAPTIVE
+from gradstab.data import batches
+from gradstab.errors import GradstabError
+from gradstab.events import EventWriter, Vector
+from gradstab.expectation import inputs_of, theory_record
+from gradstab.losses import chance_loss
+from gradstab.measure.diagnosis import Judge
+from gradstab.measure.recorder import Recorder
+from gradstab.measure.verdict import HEALTHY
+from gradstab.training import Parts, evaluate, train_step
+
+LOOKS = {0: "init", 19: "20 steps"}
+FAILED, TRAINED = 0.5, 0.8
+RATES = {
+    "sgd": (5e-3, 0.5),
+    "momentum": (1e-3, 0.1),
+    "adam": (1e-4, 1e-2),
+    "adamw": (1e-4, 1e-2),
+    "rmsprop": (1e-4, 3e-3),
+}
+ACTIVATIONS = (
+    *("sigmoid", "tanh", "relu", "relu", "leaky_relu", "prelu", "selu", "elu", "gelu", "silu", "mish"),
+    *("softsign", "hardtanh", "scaled_tanh", "erf", "identity", "softplus"),
+)
+INITS = (
+    *("default", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform", "lecun_normal"),
+    *("orthogonal", "normal", "uniform", "variance", "variance", "lsuv"),
+)
+DEFAULTS = {
+    **{"schedule": "constant", "clip": "none", "constraint": "none", "penalty": "none", "loss": "cross_entropy"},
+    **{"measure": "norms", "data": "digits", "model": "deep_mlp", "verdict": "default"},
+}
+
+
+class Tape:
+    """Keeps what the judge is told up to the last look, so that other thresholds can be tried on it later."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, dict[str, float], dict[str, list[float]]]] = []
+
+    def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
+        """Take one step's values."""
+        if step <= max(LOOKS):
+            self.told.append((step, dict(scalars), {name: vector.tolist() for name, vector in vectors.items()}))
+
+
+def judged(result: dict[str, Any]) -> dict[str, list[str]]:
+    """The verdict at each look, from what was kept of a run."""
+    config = from_hydra(result["settings"])
+    layers = [f"{index:02d}" for index in range(config.model.knobs["depth"] + 1)]
+    judge = Judge(
+        layers,
+        len(layers) - 1,
+        config.verdict,
+        theory=result["theory"],
+        chance_loss=result["chance_loss"],
+        adaptive=config.optimizer.name in ADAPTIVE,
+    )
+    told = iter(result["told"])
+    found = {}
+    for look, name in LOOKS.items():
+        for step, scalars, vectors in told:
+            judge.observe(step, scalars, {key: np.array(vector) for key, vector in vectors.items()})
+            if step == look:
+                break
+        labels = list(judge.verdict().labels)
+        found[name] = [] if labels == [HEALTHY] else labels
+    return found
+
+
+def drawn(rng: random.Random, steps: int) -> dict[str, Any]:
+    """One random configuration, as nested settings."""
+
+    def log_uniform(low: float, high: float) -> float:
+        return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+    settings: dict[str, Any] = {group: {"name": name} for group, name in DEFAULTS.items()}
+    init: dict[str, Any] = {"name": rng.choice(INITS)}
+    if rng.random() < 0.03:
+        init["name"] = rng.choice(("zeros", "constant", "identity"))
+    if init["name"] == "normal":
+        init["std"] = log_uniform(0.01, 0.3)
+    if init["name"] == "uniform":
+        init["bound"] = log_uniform(0.02, 0.5)
+    if init["name"] == "variance":
+        init |= {"sigma_w2": log_uniform(0.3, 8), "sigma_b2": rng.choice((0.0, 0.0, 0.05, 0.5))}
+    if init["name"] != "zeros" and rng.random() < 0.3:
+        init["gain"] = log_uniform(0.3, 3)
+    depth = round(log_uniform(2, 100))
+    model = settings["model"]
+    model |= {"depth": depth, "width": rng.choice((32, 64, 128, 256) if depth < 50 else (32, 64, 128))}
+    model["norm"] = rng.choices(("none", "batch", "layer"), (0.7, 0.15, 0.15))[0]
+    if model["norm"] != "none" and rng.random() < 0.4:
+        model["norm_position"] = "after"
+    model["residual"] = rng.choices(("none", "add", "scaled", "rezero"), (0.68, 0.13, 0.11, 0.08))[0]
+    if rng.random() < 0.2:
+        model["dropout"] = rng.choice((0.1, 0.2, 0.3, 0.5))
+    name = rng.choice(("sgd", "momentum", "momentum", "adam", "adam", "adamw", "rmsprop"))
+    settings |= {
+        "act": {"name": rng.choice(ACTIVATIONS)},
+        "init": init,
+        "optimizer": {"name": name, "lr": log_uniform(*RATES[name])},
+        "batch_size": rng.choice((32, 64, 128, 128, 128, 256)),
+        "seed": rng.randrange(10**6),
+        "steps": steps,
+        "device": "cpu",
+        "quiet": True,
+    }
+    if rng.random() < 0.12:
+        settings["clip"] = {"name": "norm", "max_norm": rng.choice((0.1, 1.0, 5.0))}
+    if rng.random() < 0.08:
+        settings["loss"] = {"name": "mse"}
+    return settings
+
+
+def shallow(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same activation, optimizer and rate on a network whose gradient has no depth to get lost in."""
+    init = "lecun_normal" if settings["act"]["name"] in ("tanh", "sigmoid", "identity") else "kaiming_normal"
+    model = {"name": "deep_mlp", "depth": 2, "width": settings["model"]["width"]}
+    return settings | {"model": model, "init": {"name": init}}
+
+
+def slower(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same network with a tenth of the rate."""
+    optimizer = settings["optimizer"]
+    return settings | {"optimizer": {**optimizer, "lr": optimizer["lr"] / 10}}
+
+
+def trained(settings: dict[str, Any], look: bool = True) -> dict[str, Any]:
+    """Train; what each rule set says on the way, and how it ended."""
+    config = from_hydra(settings)
+    parts = build(config)
+    chance = chance_loss(parts.loss, parts.data.train.targets, parts.data.out_features)
+    tape = Tape()
+    order = reproducibility.generator(config.seed, "order")
+    torch.manual_seed(reproducibility.stream_seed(config.seed, "dropout"))
+    stream = batches(parts.data.train, config.batch, order)
+    said: dict[str, dict[str, list[str]]] = {}
+    losses: list[float] = []
+    parts.model.train()
+    with tempfile.TemporaryDirectory() as folder:
+        writer = EventWriter(Path(folder), parts.probe.tags)
+        recorder = Recorder(parts.probe, writer, skip_non_finite=False, observers=[tape])
+        diverged = False
+        for step in range(config.total_steps):
+            inputs, targets, _ = next(stream)
+            watch = look and step in LOOKS
+            seen: list[tuple[Any, Any]] = []
+            handles = (
+                [
+                    layer.activation.register_forward_hook(
+                        lambda _m, a, out, keep=seen: keep.append((a[0].detach(), out.detach()))
+                    )
+                    for layer in parts.probe.hidden
+                    if layer.activation is not None
+                ]
+                if watch
+                else []
+            )
+            record = train_step(parts, step, inputs, targets, measure_all=watch)
+            for handle in handles:
+                handle.remove()
+            losses.append(record.loss.item())
+            recorder.add(record)
+            diverged = not record.updated
+            if watch or (diverged and look):
+                recorder.flush()
+                for at, name in LOOKS.items():
+                    # A run that broke before a look is judged there by how it broke.
+                    if name not in said and (at == step or (diverged and at > step)):
+                        said[name] = _said(config, parts, record.quantities, seen, losses)
+            if diverged:
+                break
+        writer.close()
+    _, accuracy = evaluate(parts.model, parts.data.test, parts.loss, True)
+    result = {
+        "said": said,
+        "accuracy": 0.0 if diverged else accuracy,
+        "diverged": diverged,
+        "chance_loss": chance,
+        "theory": theory_record(config, inputs_of(parts.data)),
+        "told": tape.told,
+        "settings": settings,
+    }
+    if look:
+        for name, verdict in judged(result).items():
+            said[name]["gradstab"] = verdict
+    return result
+
+
+def _said(
+    config: Config,
+    parts: Parts,
+    quantities: dict[str, torch.Tensor],
+    seen: list[tuple[Any, Any]],
+    losses: list[float],
+) -> dict[str, list[str]]:
+    grads = [
+        p.grad if p.grad is not None else torch.zeros_like(p) for p in parts.probe.parameters[: parts.probe.n_weights]
+    ]
+    accuracy = None
+    if len(losses) > 1:
+        with torch.random.fork_rng(devices=[]):
+            _, accuracy = evaluate(parts.model, parts.data.train, parts.loss, True)
+    ratios = quantities["update_ratio"].tolist() if "update_ratio" in quantities else []
+    what = Seen(grads, seen, config.act.name, ratios, losses, accuracy)
+    return {"AutoTrainer": autotrainer(what), "SageMaker": sagemaker(what)}
+
+
+def examined(task: tuple[int, int, int]) -> dict[str, Any] | None:
+    """One configuration from drawing to truth."""
+    index, seed, steps = task
+    torch.set_num_threads(1)
+    settings = drawn(random.Random(f"{seed}/{index}"), steps)
+    try:
+        result = trained(settings)
+        if result["accuracy"] < FAILED:
+            twin = trained(shallow(settings), look=False)
+            result["gradient_failure"] = twin["accuracy"] >= TRAINED and (
+                trained(slower(settings), look=False)["accuracy"] < FAILED
+            )
+    except GradstabError as refusal:
+        return {"index": index, "refused": str(refusal)}
+    return {"index": index, **result}
+
+
+def report(results: list[dict[str, Any]], errors: bool) -> None:
+    """Confusion, precision and recall of every rule set, as Markdown."""
+    runs = [r for r in results if "refused" not in r]
+    failed = [r for r in runs if r["accuracy"] < FAILED]
+    good = [r for r in runs if r["accuracy"] >= TRAINED]
+    blamed = [r for r in failed if r["gradient_failure"]]
+    print(
+        f"{len(runs)} configurations: {len(good)} trained, {len(failed)} failed ({len(blamed)} gradient failures), "
+        f"{len(runs) - len(good) - len(failed)} between and left out; {len(results) - len(runs)} refused\n"
+    )
+    print(
+        "| verdict at | rules | failed, flagged | failed, missed | trained, flagged | trained, passed "
+        "| precision | recall | recall, gradient failures |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for look in LOOKS.values():
+        for rules in ("gradstab", "AutoTrainer", "SageMaker"):
+            hits = sum(bool(r["said"][look][rules]) for r in failed)
+            alarms = sum(bool(r["said"][look][rules]) for r in good)
+            caught = sum(bool(r["said"][look][rules]) for r in blamed)
+            precision = hits / (hits + alarms) if hits + alarms else math.nan
+            print(
+                f"| {look} | {rules} | {hits} | {len(failed) - hits} | {alarms} | {len(good) - alarms} "
+                f"| {precision:.3f} | {hits / len(failed):.3f} | {caught / len(blamed):.3f} |"
+            )
+    for look in LOOKS.values():
+        kinds: dict[str, list[int]] = {}
+        for r in failed + good:
+            for kind in r["said"][look]["gradstab"] or ["healthy"]:
+                kinds.setdefault(kind, [0, 0])[r["accuracy"] >= TRAINED] += 1
+        print(f"\n| gradstab's verdict at {look} | failed | trained |\n|---|---|---|")
+        for kind, (bad, fine) in sorted(kinds.items(), key=lambda item: -sum(item[1])):
+            print(f"| {kind} | {bad} | {fine} |")
+    if errors:
+        for r in failed + good:
+            for look in LOOKS.values():
+                said = r["said"][look]["gradstab"]
+                if bool(said) != (r["accuracy"] < FAILED):
+                    print(f"{look}: {said or 'healthy'} accuracy {r['accuracy']:.2f} {json.dumps(r['settings'])}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--configs", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="a file of results, one a line, to be continued and reported on")
+    parser.add_argument("--rejudge", action="store_true", help="take gradstab's verdicts anew from what was kept")
+    parser.add_argument("--errors", action="store_true", help="print each configuration the verdict was wrong on")
+    options = parser.parse_args()
+    done = (
+        [json.loads(line) for line in options.keep.read_text().splitlines()]
+        if options.keep and options.keep.exists()
+        else []
+    )
+    known = {result["index"] for result in done}
+    tasks = [(i, options.seed, options.steps) for i in range(options.configs) if i not in known]
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        for result in pool.imap_unordered(examined, tasks):
+            if result is not None:
+                done.append(result)
+                if options.keep:
+                    with options.keep.open("a") as file:
+                        file.write(json.dumps(result) + "\n")
+    if options.rejudge:
+        for result in done:
+            for name, verdict in judged(result).items() if "said" in result else ():
+                result["said"][name]["gradstab"] = verdict
+    report(done, options.errors)
+
+
+if __name__ == "__main__":
+    main()

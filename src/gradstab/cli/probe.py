@@ -1,0 +1,69 @@
+"""``gradstab probe``: look at a network's gradient before any training."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from gradstab.cli.composition import compose
+from gradstab.cli.output import FAILED, OK, complain, say
+from gradstab.config import from_hydra
+from gradstab.config.probe_options import PREFIX, probe_knobs
+from gradstab.errors import ConfigError, GradstabError
+
+
+def probe(args: Sequence[str]) -> int:
+    """Measure the configured network beside theory, and print it, as one JSON object with ``--json``."""
+    as_json = "--json" in args
+    words = [arg for arg in args if arg != "--json"]
+    knobs = probe_knobs([word for word in words if word.startswith(PREFIX)])
+    words = [word for word in words if not word.startswith(PREFIX)]
+    for word in words:
+        _refuse(word)
+    composed: list[tuple[Any, list[str]]] = []
+    compose(words, lambda whole: composed.append((whole, _overrides())))
+    if not composed:
+        return OK
+    config = from_hydra(*composed[0])
+
+    from gradstab.expectation import caveats
+
+    complain(*caveats(config))
+    try:
+        from gradstab import probing
+
+        findings = probing.probe(config, knobs)
+    except GradstabError:
+        raise
+    except Exception as error:
+        if os.environ.get("GRADSTAB_TRACEBACK"):
+            traceback.print_exc()
+        complain(f"failed: {type(error).__name__}: {error}".splitlines()[0] + " (GRADSTAB_TRACEBACK=1 shows where)")
+        return FAILED
+    if as_json:
+        return say(json.dumps(findings.to_dict(), allow_nan=False) + "\n")
+
+    from gradstab.console.probe import show
+
+    show(config, findings)
+    return OK
+
+
+def _refuse(word: str) -> None:
+    if word in ("-m", "--multirun"):
+        raise ConfigError(f"{word}: a probe looks at one network; a sweep is: gradstab train {word}")
+    for key, why in (("out_dir", "writes nothing"), ("quiet", "only prints")):
+        if word.lstrip("+~").startswith(f"{key}="):
+            raise ConfigError(f"{word}: no effect, as a probe {why}; leave it out")
+
+
+def _overrides() -> list[str]:
+    """The command line's own words, as Hydra keeps them while it runs a job."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    # Unresolved: an interpolation in an override is checked with the rest.
+    return list(map(str, OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False) or ()))

@@ -1,0 +1,45 @@
+"""The knobs of ``gradstab probe``: no part of a run's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradstab.config.compose import read_knobs
+from gradstab.config.fields import number
+from gradstab.errors import ConfigError
+
+PREFIX = "probe."
+
+
+@dataclass(frozen=True)
+class ProbeKnobs:
+    """How many networks to draw; whether to look at Jacobians (Saxe 2014, arXiv:1312.6120), and at how many samples."""
+
+    seeds: int = number(5, at_least=1, at_most=1000)
+    jacobian: bool = False
+    samples: int = number(4, at_least=1, at_most=1000)
+
+
+def probe_knobs(words: Sequence[str]) -> ProbeKnobs:
+    """The knobs that ``words`` set, each ``probe.NAME=VALUE`` in Hydra's grammar.
+
+    Raises :class:`ConfigError` with one line for each thing that is wrong.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    given = {}
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+        except HydraException as error:
+            raise ConfigError(f"{word}: cannot be read; allowed: KEY=VALUE") from error
+        if override.is_sweep_override():
+            raise ConfigError(f"{word}: several values; allowed: one, as a probe looks at one network")
+        given[word.split("=")[0].removeprefix(PREFIX)] = override.value()
+    knobs = read_knobs(ProbeKnobs, given, "probe")
+    if "samples" in given and not knobs.jacobian:
+        raise ConfigError(f"probe.samples={knobs.samples}: no effect without probe.jacobian=true")
+    return knobs

@@ -1,0 +1,68 @@
+"""When something counts as wrong: the thresholds of ``verdict``, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradstab.config.fields import number
+from gradstab.config.registry import Option, option
+
+KINDS = ("vanishing", "exploding", "dead_units", "saturated", "non_finite", "not_learning")
+
+
+@option("verdict", "default")
+@dataclass(frozen=True)
+class Thresholds(Option):
+    """Ratios, spans over depth and persistence; none depends on the loss's scale, the batch size or the width."""
+
+    name: str = "default"
+    depth_decades: float = number(
+        2.2, above=0, reason="a network whose gradient spans more over its hidden layers hardly ever goes on to learn"
+    )
+    stalled_depth_decades: float = number(
+        1.4, above=0, reason="the same while the loss has not left the plateau: a lesser span is what holds it there"
+    )
+    init_vanishing_decades: float = number(
+        2.0, above=0, reason="before the first update, downwards: plain gradient steps do not recover from more"
+    )
+    init_exploding_decades: float = number(
+        2.2, above=0, reason="before the first update, upwards: a little more is mended by the first steps"
+    )
+    adaptive_slack: float = number(
+        1.5, at_least=1, reason="times as many decades downwards where steps do not shrink with the gradient (Adam)"
+    )
+    similarity: float = number(
+        0.99, above=0, below=1, reason="outputs of two samples correlate more only where depth has erased the input"
+    )
+    init_similarity: float = number(
+        0.9999, above=0, below=1, reason="the same before the first update; biases and first steps mend less than that"
+    )
+    signal_share: float = number(
+        5e-4, above=0, below=1, reason="where dropout's masks explain all but less of what tells outputs apart"
+    )
+    loss_ratio: float = number(
+        10.0, above=1, reason="a loss so many times that of guessing comes of a signal that exploded on its way forward"
+    )
+    init_loss_ratio: float = number(100.0, above=1, reason="the same before the first update; one step can mend a lot")
+    dead_fraction: float = number(
+        0.9, above=0, at_most=1, reason="networks learnt with up to 83 % of one layer's units dead; none with more"
+    )
+    saturated_fraction: float = number(
+        0.8, above=0, at_most=1, reason="networks that had yet to learn and did had less of every layer saturated"
+    )
+    learnt: float = number(
+        0.5, above=0, below=1, reason="a loss below this share of guessing's is learning, whatever gradients look like"
+    )
+    plateau: float = number(
+        0.95, above=0, below=1, reason="a loss above this share of guessing's has learnt next to nothing"
+    )
+    update_ratio: float = number(
+        1e-4, above=0, reason="where every layer moves by less of its size in a step, thousands of steps do little"
+    )
+    patience: int = number(200, at_least=1, reason="steps on the plateau without progress that count as not learning")
+    progress: float = number(
+        0.02, above=0, below=1, reason="the share by which the loss has to fall to count as progress; noise stays below"
+    )
+    stop_persistence: int = number(
+        2, at_least=1, reason="measurements in a row that have to agree before stop_on ends a run"
+    )

@@ -1,0 +1,56 @@
+"""A verdict in the terminal: what was found, on what evidence, and what may mend it."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gradstab.measure.verdict import HEALTHY, Finding, Remedy, Verdict
+
+MOST_LAYERS = 4
+
+
+def verdict_text(verdict: Verdict) -> RenderableType:
+    """All of a verdict, to be wrapped by the terminal."""
+    healthy = verdict.labels == (HEALTHY,)
+    when = "before the first update" if verdict.step == 0 else f"after {verdict.step + 1:,} steps"
+    title = Text.assemble("verdict: ", (", ".join(verdict.labels), "bold green" if healthy else "bold red"))
+    parts: list[RenderableType] = [title.append(f"  {when}", style="dim")]
+    if verdict.findings:
+        parts.append(_indented([(Text(finding.kind, "red"), _evidence(finding)) for finding in verdict.findings]))
+    if verdict.remedies:
+        parts.append(Text("worth trying, added to the command (factor per layer that theory predicts):"))
+        parts.append(_indented([_remedy(remedy) for remedy in verdict.remedies]))
+    return Group(*parts)
+
+
+def _indented(rows: list[tuple[Text, Text]]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=0)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", ratio=1)
+    for left, right in rows:
+        table.add_row("", left, right)
+    return table
+
+
+def _evidence(finding: Finding) -> Text:
+    text = Text(finding.explanation)
+    if finding.key:
+        text.append(f" ({finding.quantity} {finding.value:.3g}, {finding.key}={finding.threshold:g})", style="dim")
+    if finding.layers:
+        shown = ", ".join(finding.layers[:MOST_LAYERS])
+        more = len(finding.layers) - MOST_LAYERS
+        text.append(f"; in {shown}" + (f" and {more} more" if more > 0 else ""))
+    if finding.last_step > finding.first_step:
+        text.append(f"; since step {finding.first_step}, {finding.persistence} measurements in a row")
+    if finding.theory:
+        text.append(f"; {finding.theory}")
+    return text
+
+
+def _remedy(remedy: Remedy) -> tuple[Text, Text]:
+    factor = remedy.predicted_factor
+    predicted = "" if factor is None else f"{factor:.3f}  "
+    return Text(" ".join(remedy.overrides), "cyan"), Text.assemble((predicted, "bold"), remedy.reason)

@@ -1,0 +1,226 @@
+"""What mean-field theory expects of a configured network: from a checked configuration to a prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradstab.config import Config
+from gradstab.theory import (
+    NoTheory,
+    Prediction,
+    activation,
+    caveat,
+    predict,
+    predict_lenet5,
+    signal_shares,
+    window_correlation,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradstab.data import Dataset
+    from gradstab.models.blocks import Model
+
+Array = NDArray[np.float64]
+
+MAX_SAMPLES = 256
+# Layers × lengths followed through them. Beyond some twenty lengths the prediction no longer changes, and those of a
+# thousand layers are to cost less than a tenth of a second.
+_MOST_LENGTHS, _BUDGET = 32, 1600
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What theory needs of a data set.
+
+    ``q0`` holds ‖x‖²/N_0 of some training samples, [samples]; ``c0`` is the mean of ⟨x, x'⟩/N_0 over pairs of them,
+    over the mean of ``q0``. ``n_in`` numbers make up a sample of shape ``in_shape``; a network has ``n_out`` outputs.
+    ``lenet_q0`` is the mean square of what LeNet-5's first kernels see, padding included; None where it takes no such
+    samples.
+    """
+
+    q0: Array
+    c0: float
+    n_in: int
+    n_out: int
+    in_shape: tuple[int, ...]
+    lenet_q0: float | None = None
+
+    def lengths(self, count: int) -> Array:
+        """At most ``count`` values in place of ``q0``: the means of equal parts of the sorted samples."""
+        if count >= self.q0.size:
+            return self.q0
+        parts: Array = np.sort(self.q0).repeat(count).reshape(count, -1)
+        return np.asarray(parts.mean(axis=1))
+
+
+def inputs_of(dataset: Dataset) -> Inputs:
+    """Measure up to 256 training samples, evenly spaced; works on any device and precision."""
+    samples = dataset.train.inputs
+    chosen = np.linspace(0, len(samples) - 1, min(len(samples), MAX_SAMPLES)).astype(np.int64).tolist()
+    images = samples[chosen].detach().cpu().double()
+    x: Array = images.numpy().reshape(len(chosen), -1)
+    n = x.shape[1]
+    q0 = np.square(x).sum(axis=1) / n
+    c0 = 0.0
+    if len(x) > 1 and q0.any():
+        products = (np.square(x.sum(axis=0)).sum() / n - q0.sum()) / (len(x) * (len(x) - 1))
+        c0 = float(products / q0.mean())
+    return Inputs(q0, c0, n, dataset.out_features, dataset.in_shape, _seen_by_lenet(images))
+
+
+def _seen_by_lenet(images: Tensor) -> float | None:
+    """The mean square over all positions of a 5×5 kernel; pixels at the border count less often."""
+    shape = images.shape[1:]
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] > 32:
+        return None
+    from gradstab.models.lenet5 import to_lenet_input
+
+    squares: Array = to_lenet_input(images).square().mean(dim=(0, 1)).numpy()
+    return float(np.lib.stride_tricks.sliding_window_view(squares, (5, 5)).mean())
+
+
+def window_correlations(model: Model, inputs: Tensor) -> tuple[float, float]:
+    """How correlated C1's and C3's pre-activations are within a pooling window of an initialised ``lenet5``.
+
+    ``inputs``, [B, *in_shape], go through a copy of the network in training mode, on the CPU in float32; its weights,
+    its buffers and all random streams stay as they are.
+    """
+    import copy
+
+    import torch
+
+    twin = copy.deepcopy(model).cpu().float().train()
+    found: list[float] = []
+
+    def keep(_module: object, _args: object, h: Tensor) -> None:
+        found.append(window_correlation(h.double().numpy()))
+
+    for layer in twin.layers[:2]:
+        layer.preactivation.register_forward_hook(keep)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        # Dropout between the two layers takes correlation away; its mask here is no run's.
+        torch.default_generator.manual_seed(0)
+        twin(inputs.detach().cpu().float())
+    return found[0], found[1]
+
+
+def expect(config: Config, inputs: Inputs, correlations: tuple[float, float] | None = None) -> Prediction:
+    """What theory predicts of the configured network before its first step, in training mode.
+
+    ``correlations`` are those of :func:`window_correlations`, without which there is no prediction for lenet5.
+    Constraints that leave the initial weights alone (weight_norm, and those that act after a step) change nothing.
+    Raises :class:`gradstab.theory.NoTheory` with the reason where there is none.
+    """
+    if config.constraint.name == "spectral_norm":
+        raise NoTheory(
+            "constraint=spectral_norm: divides weights by a largest singular value that its power iteration has not "
+            "found yet at the first step"
+        )
+    common: dict[str, Any] = {
+        "act": config.act.name,
+        "act_knobs": config.act.knobs,
+        "init": config.init.name,
+        "init_knobs": config.init.knobs,
+    }
+    knobs: Mapping[str, Any] = config.model.knobs
+    if config.model.name == "deep_mlp":
+        depth = knobs["depth"]
+        shared = {key: knobs[key] for key in ("norm", "norm_position", "dropout", "residual", "bias")}
+        q0 = inputs.lengths(max(1, min(_MOST_LENGTHS, _BUDGET // max(depth, 1))))
+        return predict(**common, **shared, widths=_widths(config, inputs), q0=q0, c0=inputs.c0, batch_size=config.batch)
+    if config.model.name != "lenet5":
+        raise NoTheory(
+            f"model={config.model.name}: its maps are only partly connected and pass two activations a layer"
+        )
+    if inputs.lenet_q0 is None:
+        raise NoTheory(f"model=lenet5: takes square images of at most 32×32, not samples of shape {inputs.in_shape}")
+    shared = {key: knobs[key] for key in ("pooling", "norm", "dropout", "residual")}
+    return predict_lenet5(
+        **common,
+        **shared,
+        q0=inputs.lenet_q0,
+        correlations=correlations,
+        in_channels=inputs.in_shape[0],
+        out_features=inputs.n_out,
+    )
+
+
+def theory_record(config: Config, inputs: Inputs, correlations: tuple[float, float] | None = None) -> dict[str, Any]:
+    """The prediction as run.json holds it, or the reason why there is none; entries are for the hidden layers.
+
+    ``signal_share``, of a deep_mlp with dropout, is what masks leave of the output's signal (1: all of it).
+    """
+    share = signal_share(config, inputs)
+    shared = {} if share is None else {"signal_share": share}
+    try:
+        prediction = expect(config, inputs, correlations)
+    except NoTheory as reason:
+        return {"reason": str(reason), **shared}
+    return as_record(prediction) | shared
+
+
+def signal_share(config: Config, inputs: Inputs) -> float | None:
+    """What dropout leaves of the output's signal at initialisation; None without dropout or where theory is silent.
+
+    See :func:`gradstab.theory.signal_shares`.
+    """
+    if config.model.name != "deep_mlp" or not config.model.knobs["dropout"] or not config.model.knobs["depth"]:
+        return None
+    shared = ("norm", "norm_position", "dropout", "residual", "bias")
+    try:
+        shares = signal_shares(
+            act=config.act.name,
+            act_knobs=config.act.knobs,
+            init=config.init.name,
+            init_knobs=config.init.knobs,
+            widths=_widths(config, inputs),
+            q0=float(inputs.q0.mean()),
+            c0=inputs.c0,
+            **{key: config.model.knobs[key] for key in shared},
+        )
+    except NoTheory:
+        return None
+    return None if math.isnan(shares[-1]) else float(shares[-1])
+
+
+def _widths(config: Config, inputs: Inputs) -> list[int]:
+    depth, width = config.model.knobs["depth"], config.model.knobs["width"]
+    return [inputs.n_in, *([width] * depth if isinstance(width, int) else width), inputs.n_out]
+
+
+def as_record(prediction: Prediction) -> dict[str, Any]:
+    """A prediction in plain containers; the depth factor of a single hidden layer is None."""
+    return {
+        "depth_factor": _known(prediction.depth_factor),
+        "depth_factor_r2": _known(prediction.depth_factor_r2),
+        "signal_grad_norm": prediction.signal_grad_norm.tolist(),
+        "q": prediction.q.tolist(),
+        "chi_1": prediction.chi_1.tolist(),
+        "notes": list(prediction.notes),
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def caveats(config: Config) -> tuple[str, ...]:
+    """What a person should know before a run of this configuration, one line each: an edge of chaos that is not stable.
+
+    Free of cost, and of any import of scipy, but for ``init=critical``.
+    """
+    if config.init.name != "critical":
+        return ()
+    try:
+        said = caveat(activation(config.act.name, **config.act.knobs), config.init.knobs["sigma_b2"])
+    except NoTheory:
+        return ()  # drawing from it will say so
+    return () if said is None else (f"init=critical: {said}",)

@@ -1,0 +1,204 @@
+"""From what was measured to a verdict, live or afterwards: the same rules see the same records in the same order."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradstab.config.verdict_options import KINDS, Thresholds
+from gradstab.events import Records, Vector
+from gradstab.measure.depth import over_depth
+from gradstab.measure.rules import Holding, Profile, loss_rules, profile_rules
+from gradstab.measure.verdict import Finding, Verdict
+
+LOSS_WINDOW, EARLY_STEPS = 5, 25
+
+
+class Judge:
+    """Watches a run step by step and says at any time what is wrong with it.
+
+    ``layers`` are all layers' tags, nearest the input first, of which the first ``hidden`` have an activation.
+    ``theory`` is what run.json holds under that key. ``chance_loss`` is the loss of the best constant output, which
+    learning has to beat; without it, the first steps' loss stands in. ``adaptive`` is whether the optimizer divides
+    by the size of past gradients. Memory does not grow with the run.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[str],
+        hidden: int,
+        thresholds: Thresholds,
+        *,
+        theory: Mapping[str, Any] | None = None,
+        chance_loss: float | None = None,
+        adaptive: bool = False,
+    ) -> None:
+        self._layers = list(layers)
+        self._hidden = hidden
+        self._thresholds = thresholds
+        self._theory = theory or {}
+        self._chance = chance_loss
+        self._adaptive = adaptive
+        self._losses: deque[float] = deque(maxlen=LOSS_WINDOW)
+        self._early_norms: list[float] = []
+        self._seen = 0
+        self._rate = 0.0
+        self._best = math.inf
+        self._step = 0
+        # For each rule: the step where it began to hold, at how many looks since, and what it last found.
+        self._held: dict[str, tuple[int, int, int, Holding]] = {}
+        self._broken: Finding | None = None
+
+    def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
+        """Take one step's values, as the event file gets them; steps come in order."""
+        if "train/loss" not in scalars:
+            return
+        loss = scalars["train/loss"]
+        self._step = step
+        self._seen += 1
+        self._note_non_finite(step, loss, scalars, vectors)
+        norm = scalars.get("global_grad_norm/pre_clip", math.nan)
+        if len(self._early_norms) < EARLY_STEPS and math.isfinite(norm):
+            self._early_norms.append(norm)
+        if np.isfinite(loss):
+            self._losses.append(loss)
+            if self._chance is None:
+                self._chance = abs(loss) or 1.0
+            if self._level() < (1 - self._thresholds.progress) * self._best:
+                self._best = self._level()
+                self._held.pop("loss/not_learning/plateau", None)
+            self._keep(step, loss_rules(self._level(), self._seen == 1, self._thresholds), "loss")
+        rate = scalars.get("train/learning_rate", 0.0)
+        rising, self._rate = rate > self._rate > 0, rate
+        if "signal_grad_norm" in vectors:
+            profile = Profile(
+                self._layers,
+                self._hidden,
+                dict(vectors),
+                first=self._seen == 1,
+                stalled=self._level() > self._thresholds.plateau,
+                rising=rising,
+                adaptive=self._adaptive,
+                signal_share=self._theory.get("signal_share", 1.0),
+            )
+            self._keep(step, profile_rules(profile, self._thresholds), "profile")
+
+    @property
+    def typical_norm(self) -> float | None:
+        """The median global gradient norm of the first steps; None before any was finite."""
+        return float(np.median(self._early_norms)) if self._early_norms else None
+
+    def verdict(self) -> Verdict:
+        """What holds now, with its evidence; healthy where nothing does."""
+        findings = [self._broken] if self._broken is not None else []
+        learnt = self._level() <= self._thresholds.learnt
+        for first, last, times, holding in self._held.values():
+            if times < holding.needs or learnt:
+                continue
+            findings.append(self._finding(holding, first, last, times))
+        findings.sort(key=lambda finding: KINDS.index(finding.kind))
+        return Verdict(self._step, tuple(findings))
+
+    def to_stop(self, kinds: Sequence[str]) -> Finding | None:
+        """The first finding of one of ``kinds`` that has held long enough to end the run."""
+        if not kinds:
+            return None
+        for finding in self.verdict().findings:
+            lasting = finding.persistence >= self._thresholds.stop_persistence
+            if finding.kind in kinds and (lasting or finding.kind == "non_finite"):
+                return finding
+        return None
+
+    def _level(self) -> float:
+        """The recent loss over that of guessing; inf before there is any."""
+        return float(np.mean(self._losses)) / self._chance if self._losses and self._chance else math.inf
+
+    def _keep(self, step: int, holdings: Sequence[Holding], source: str) -> None:
+        now = {f"{source}/{holding.kind}/{holding.rule}": holding for holding in holdings}
+        for rule in [rule for rule in self._held if rule.startswith(f"{source}/") and rule not in now]:
+            del self._held[rule]
+        for rule, holding in now.items():
+            first, _, times, _ = self._held.get(rule, (step, step, 0, holding))
+            self._held[rule] = (first, step, times + 1, holding)
+
+    def _note_non_finite(
+        self, step: int, loss: float, scalars: Mapping[str, float], vectors: Mapping[str, Vector]
+    ) -> None:
+        norms = vectors.get("grad_norm")
+        bad = [] if norms is None else [self._layers[int(i)] for i in np.flatnonzero(~np.isfinite(norms))]
+        broken_norm = not np.isfinite(scalars.get("global_grad_norm/pre_clip", 0.0))
+        if np.isfinite(loss) and not bad and not broken_norm:
+            return
+        quantity = "grad_norm" if np.isfinite(loss) else "train/loss"
+        where = f", in {len(bad)} of {len(self._layers)} layers' gradients" if bad else ""
+        earlier = self._broken
+        self._broken = Finding(
+            kind="non_finite",
+            rule="non_finite",
+            quantity=earlier.quantity if earlier else quantity,
+            layers=earlier.layers if earlier else tuple(bad),
+            first_step=earlier.first_step if earlier else step,
+            last_step=step,
+            persistence=earlier.persistence + 1 if earlier else 1,
+            value=earlier.value if earlier else (loss if quantity == "train/loss" else float("inf")),
+            threshold=float("inf"),
+            key="",
+            explanation=earlier.explanation if earlier else f"{quantity} was inf or NaN at step {step}{where}",
+            theory=self._said_of_depth("exploding"),
+        )
+
+    def _finding(self, holding: Holding, first: int, last: int, times: int) -> Finding:
+        return Finding(
+            kind=holding.kind,
+            rule=holding.rule,
+            quantity=holding.quantity,
+            layers=holding.layers,
+            first_step=first,
+            last_step=last,
+            persistence=times,
+            value=holding.value,
+            threshold=holding.threshold,
+            key=f"verdict.{holding.key}",
+            explanation=holding.explanation,
+            theory=self._said_of_depth(holding.kind) if holding.about_depth else "",
+        )
+
+    def _said_of_depth(self, kind: str) -> str:
+        factor = self._theory.get("depth_factor")
+        if factor is None:
+            reason = self._theory.get("reason")
+            return f"no prediction: {reason}" if reason else ""
+        decades = math.log10(factor) * (self._hidden - 1) if factor > 0 else -math.inf
+        agrees = decades < -1 if kind == "vanishing" else decades > 1
+        word = "expects this" if agrees else "expects no such thing of the initial weights"
+        whole = over_depth(factor, self._hidden)
+        return f"mean-field theory {word}: {factor:.3g} per layer at initialisation, {whole} over the depth"
+
+
+def judge_records(records: Records, run: Mapping[str, Any], thresholds: Thresholds | None = None) -> Verdict:
+    """The verdict on a recorded run: its event file's records and its run.json, as far as they got."""
+    layers = records.layers or list(run.get("layers", ()))
+    hidden = run.get("hidden_layers", len(layers) - 1)
+    judge = Judge(
+        layers,
+        hidden,
+        thresholds or Thresholds(),
+        theory=run.get("theory"),
+        chance_loss=run.get("chance_loss"),
+        adaptive=run.get("adaptive_optimizer", False),
+    )
+    scalars: dict[int, dict[str, float]] = {}
+    for tag, series in records.scalars.items():
+        for step, value in zip(series.steps.tolist(), series.values.tolist(), strict=True):
+            scalars.setdefault(step, {})[tag] = value
+    vectors: dict[int, dict[str, Vector]] = {}
+    for quantity, series in records.vectors.items():
+        for step, vector in zip(series.steps.tolist(), series.values, strict=True):
+            vectors.setdefault(step, {})[quantity] = vector
+    for step in sorted(scalars):
+        judge.observe(step, scalars[step], vectors.get(step, {}))
+    return judge.verdict()

@@ -1,0 +1,127 @@
+"""What dropout leaves of a signal: how much of the difference between two outputs comes of their inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from gradstab.theory.activations import Activation, Array, activation
+from gradstab.theory.maps import second_moment
+from gradstab.theory.quadrature import gaussian_expectation
+from gradstab.theory.variances import Fan, layer_variances
+
+_ORDER = 64
+
+# Mean square, covariance of two samples, covariance of a sample under two masks: of one layer's units.
+_Moments = tuple[float, float, float]
+
+
+def signal_shares(
+    *,
+    act: str,
+    widths: Sequence[int],
+    q0: float,
+    c0: float,
+    dropout: float,
+    init: str = "default",
+    act_knobs: Mapping[str, float] | None = None,
+    init_knobs: Mapping[str, float] | None = None,
+    norm: str = "none",
+    norm_position: str | None = None,
+    residual: str = "none",
+    bias: bool = True,
+) -> Array:
+    """The share of each layer's variance between samples that its inputs account for, the rest being masks' noise.
+
+    (c_mask - c) / (1 - c), [depth + 1], the output layer last: c_mask is the correlation of one sample's
+    pre-activations under two dropout masks, c that of two samples'. 1 without dropout. Dropout of rate p divides
+    E φ² by 1-p but leaves both covariances alone, so c_mask falls from layer to layer to the fixed point where c
+    goes too: what tells samples apart is lost after a few ξ_c (Schoenholz et al. 2017, arXiv:1611.01232, §5).
+    The arguments are those of :func:`gradstab.theory.predict`; accurate to about 1e-3.
+
+    Raises :class:`NoTheory` for initialisations that mean-field theory has no word on.
+    """
+    phi = activation(act, **(act_knobs or {}))
+    fans = [Fan(fan_in, fan_out) for fan_in, fan_out in pairwise(widths)]
+    depth = len(fans) - 1
+    drawn = layer_variances(
+        init, init_knobs or {}, fans, act=act, act_knobs=act_knobs or {}, dropout=dropout, bias=bias
+    )
+    blocks = depth - 1 if residual != "none" else 0
+    scale2 = {"scaled": 1 / max(blocks, 1), "rezero": 0.0}.get(residual, 1.0)
+    covariances = _Covariances(phi)
+    unit: _Moments = (q0, c0 * q0, q0)
+    stream: _Moments = (0.0, 0.0, 0.0)
+    shares = []
+    for layer, variances in enumerate(drawn):
+        if layer:
+            unit = _unit(stream, covariances, norm, norm_position, dropout)
+        sigma_w2 = variances.output / unit[0] if variances.sigma_w2 is None else variances.sigma_w2
+        affine = [sigma_w2 * moment + variances.sigma_b2 for moment in unit]
+        if 1 <= layer <= blocks:
+            affine = [before + scale2 * moment for before, moment in zip(stream, affine, strict=True)]
+        stream = (affine[0], affine[1], affine[2])
+        between = stream[0] - stream[1]
+        shares.append((stream[2] - stream[1]) / between if between > 1e-12 * stream[0] else math.nan)
+    return np.array(shares)
+
+
+def _unit(h: _Moments, covariances: _Covariances, norm: str, position: str | None, dropout: float) -> _Moments:
+    """[norm] → φ → [norm] → dropout."""
+    if norm != "none" and position != "after":
+        h = _normalised(h, h[1] if norm == "batch" else 0.0)
+    a, mean = covariances(h)
+    if norm != "none" and position == "after":
+        a = _normalised(a, a[1] if norm == "batch" else mean**2)
+    return a[0] / (1 - dropout), a[1], a[2]
+
+
+def _normalised(m: _Moments, common: float) -> _Moments:
+    """BatchNorm takes away what all samples share, LayerNorm what all units do; both divide by what is left."""
+    variance = max(m[0] - common, 1e-300)
+    return 1.0, (m[1] - common) / variance, (m[2] - common) / variance
+
+
+class _Covariances:
+    """E φ(u)φ(v) = Σ a_k² c^k for u, v of variance q and correlation c, a_k being Hermite coefficients of φ(√q z)."""
+
+    def __init__(self, act: Activation) -> None:
+        self._act = act
+        self._q = math.nan
+        self._squares = np.zeros(_ORDER)
+        self._second = self._mean = 0.0
+
+    def __call__(self, h: _Moments) -> tuple[_Moments, float]:
+        """The moments of φ's output, and its mean over units."""
+        q = h[0]
+        if not abs(q - self._q) <= 1e-12 * q:
+            self._q = q
+            self._second = float(second_moment(self._act, q))
+            coefficients = self._coefficients(q)
+            self._squares, self._mean = coefficients**2, float(coefficients[0])
+        return (self._second, self._at(h[1] / q), self._at(h[2] / q)), self._mean
+
+    def _at(self, c: float) -> float:
+        c = min(max(c, -1.0), 1.0)
+        powers = c ** np.arange(_ORDER)
+        # What is beyond the order counts as of that order: exact at c = 1.
+        return float(powers @ self._squares) + (self._second - float(self._squares.sum())) * c**_ORDER
+
+    def _coefficients(self, q: float) -> Array:
+        def products(x: Array) -> Array:
+            # One row for each order; x, the same in all rows, is where φ is taken.
+            return np.asarray(self._act.phi(x) * _hermite(x[0] / math.sqrt(q)))
+
+        return gaussian_expectation(products, np.full(_ORDER, q), self._act.kinks)
+
+
+def _hermite(z: Array) -> Array:
+    """The normalised probabilists' Hermite polynomials at z, [order, points]."""
+    found = np.empty((_ORDER, z.size))
+    found[0], found[1] = 1.0, z
+    for k in range(1, _ORDER - 1):
+        found[k + 1] = (z * found[k] - math.sqrt(k) * found[k - 1]) / math.sqrt(k + 1)
+    return found

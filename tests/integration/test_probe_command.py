@@ -1,0 +1,105 @@
+"""``gradstab probe`` as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from gradstab.catalogue import listing
+from gradstab.cli import main
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+TINY = ("model.depth=3", "model.width=16", "batch_size=32", "device=cpu", "probe.seeds=2")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """``gradstab`` in this process; ``tmp_path`` is its folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gradstab"])
+
+    def call(*args: str) -> subprocess.CompletedProcess[str]:
+        GlobalHydra.instance().clear()
+        code = main(args)
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(args, code, out, err)
+
+    return call
+
+
+def test_measured_beside_predicted_and_a_verdict(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    done = here("probe", *TINY, "act=sigmoid", "init=xavier_normal", "model.depth=12")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(word in done.stdout for word in ("00_hidden", "11_hidden", "12_output", "theory", "sat.", "dead"))
+    assert "depth factor" in done.stdout
+    assert "vanishing" in done.stdout
+    assert "init=critical" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_the_only_thing_on_standard_output(here: Here) -> None:
+    done = here("probe", "--json", *TINY, "act=gelu", "init=critical")
+    found = json.loads(done.stdout)
+    assert found["seeds"] == [0, 1]
+    assert len(found["layers"]) == 4
+    assert done.stdout.count("\n") == 1
+    assert done.stderr.count("\n") == 1
+    assert "half-stable at sigma_b2=0.172922" in done.stderr
+
+
+def test_a_runs_directory_is_probed_as_it_was_configured(here: Here) -> None:
+    trained = ("model.depth=3", "model.width=16", "batch_size=32", "device=cpu", "act=tanh", "steps=1", "quiet=true")
+    assert here("train", *trained, "out_dir=run").returncode == 0
+    done = here("probe", "--config-dir", "run", "--json", "probe.seeds=1")
+    record = json.loads(Path("run/run.json").read_text(encoding="utf-8"))
+    found = json.loads(done.stdout)
+    assert found["depth_factor"]["measured"] == pytest.approx(record["depth_factor"], rel=1e-6)
+    assert found["depth_factor"]["predicted"] == record["theory"]["depth_factor"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("-m", "seed=1,2"), "-m: a probe looks at one network"),
+        (("out_dir=x",), "out_dir=x: no effect"),
+        (("quiet=true",), "quiet=true: no effect"),
+        (("probe.seeds=0",), "probe.seeds=0: must be"),
+        (("+probe.seeds=2",), "probe={'seeds': 2}: a run has no such knob"),
+        (("act=relu", "init=critical", "init.sigma_b2=0.1"), "allowed: init.sigma_b2=0, or another act"),
+        (("--jsn",), "--jsn: there is no such flag"),
+    ],
+)
+def test_bad_input_is_one_line(here: Here, words: tuple[str, ...], named: str) -> None:
+    done = here("probe", "device=cpu", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gradstab: ")
+    assert named in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_its_knobs_are_no_part_of_a_run(here: Here) -> None:
+    done = here("train", "probe.seeds=3")
+    assert done.returncode == 2
+    assert done.stderr.startswith("gradstab: probe")
+    assert done.stderr.count("\n") == 1
+    assert "probe.jacobian=false" in listing("probe")
+    assert "probe.seeds=5" in listing()
+
+
+@pytest.mark.parametrize("columns", [40, 90])
+def test_numbers_stay_whole_on_any_terminal(here: Here, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    done = here("probe", *TINY, "act=tanh", "model.depth=60", "probe.jacobian=true", "probe.samples=1")
+    rows = [line for line in done.stdout.splitlines() if line.startswith(tuple(f"{i:02d}_" for i in range(61)))]
+    # 24 layers of the profile and 32 of the Jacobians.
+    assert len(rows) == 24 + 32
+    assert all("…" not in row and len(row) <= columns for row in rows)
+    assert all("e" in cell or cell.endswith("%") or float(cell) >= 0 for row in rows for cell in row.split()[1:])
+    assert "24 of 61 layers, evenly spaced" in done.stdout

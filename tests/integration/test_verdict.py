@@ -1,0 +1,108 @@
+"""The verdict on real runs: at the end, in run.json, afterwards from the directory, and as what stops a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gradstab.config.verdict_options import Thresholds
+from gradstab.errors import ConfigError
+from gradstab.events import read_records
+from gradstab.measure.diagnosis import judge_records
+from gradstab.measure.verdict import Verdict
+from gradstab.run_directory import read_run
+from tests.conftest import Compose, Train
+from tests.integration.test_cli import Here, here  # noqa: F401  (a fixture)
+
+SMALL = ("model.width=32", "device=cpu", "steps=30", "eval_every=10")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (("model.depth=4",), "healthy"),
+        (("model.depth=12", "act=sigmoid", "init=xavier_normal"), "vanishing"),
+        (("model.depth=40", "act=tanh", "init=lecun_normal", "init.gain=2", "optimizer.lr=1e-6"), "exploding"),
+        (("model.depth=3", "init=zeros"), "vanishing"),
+        (("model.depth=3", "optimizer.lr=1e-9"), "not_learning"),
+        (("model.depth=25", "model.dropout=0.3", "act=tanh", "init=critical"), "vanishing"),
+        (("model.depth=10", "init.gain=30", "on_divergence=skip"), "non_finite"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_a_run_gets_the_verdict_it_deserves(train: Train, overrides: tuple[str, ...], label: str) -> None:
+    record = train(*SMALL, *overrides)
+    verdict = Verdict.from_dict(record["verdict"])
+    assert label in verdict.labels
+    assert all(finding.explanation for finding in verdict.findings)
+    assert bool(verdict.remedies) == (label != "healthy")
+
+
+def test_the_directory_tells_the_same_afterwards(train: Train) -> None:
+    where = train(*SMALL, "model.depth=12", "act=sigmoid", "init=xavier_normal")["directory"]
+    run = read_run(where)
+    told = Verdict.from_dict(run["verdict"])
+    again = judge_records(read_records(where), run)
+    assert [(f.rule, f.layers, f.first_step, f.persistence) for f in again.findings] == [
+        (f.rule, f.layers, f.first_step, f.persistence) for f in told.findings
+    ]
+    assert run["theory"]["depth_factor"] == pytest.approx(0.236, abs=0.01)
+
+
+def test_the_first_remedy_mends_the_network(train: Train) -> None:
+    sick = ("model.depth=15", "model.width=64", "act=tanh", "init=xavier_normal", "init.gain=0.4", "steps=150")
+    record = train(*sick)
+    remedy = Verdict.from_dict(record["verdict"]).remedies[0]
+    mended = train(*sick, *remedy.overrides)
+    assert record["test_accuracy"] < 0.2
+    assert mended["test_accuracy"] > 0.7
+    assert remedy.predicted_factor is not None
+    assert abs(remedy.predicted_factor - 1) < abs(record["theory"]["depth_factor"] - 1)
+
+
+def test_stop_on_ends_a_run_early_and_says_why(train: Train) -> None:
+    record = train(
+        *("model.depth=12", "act=sigmoid", "init=xavier_normal", "device=cpu", "model.width=32"),
+        *("steps=500", "eval_every=10", "stop_on=[exploding,vanishing]"),
+    )
+    assert record["status"] == "completed"
+    assert record["reason"].startswith("stop_on=vanishing: ")
+    assert record["steps"] < 30
+    assert "vanishing" in record["verdict"]["labels"]
+
+
+def test_stop_on_leaves_a_healthy_run_alone(train: Train) -> None:
+    record = train(*SMALL, "model.depth=4", "stop_on=[exploding,vanishing,not_learning,dead_units,saturated]")
+    assert (record["steps"], record["reason"]) == (30, "")
+
+
+def test_several_kinds_on_the_command_line(here: Here, tmp_path: Path) -> None:  # noqa: F811
+    done = here("train", "steps=2", "model.depth=2", "device=cpu", "stop_on=exploding,vanishing", "out_dir=r")
+    assert done.returncode == 0, done.stderr
+    assert "verdict: healthy" in done.stdout
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["verdict"]["labels"] == ["healthy"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("stop_on=melting",), "stop_on=melting: must be one or several of vanishing, exploding"),
+        (("stop_on=[vanishing,melting]",), "must be one or several of vanishing"),
+        (("stop_on=[]",), "must be one or several of vanishing"),
+        (("stop_on=vanishing", "measure=none"), "needs measurements"),
+        (("stop_on=non_finite",), "on_divergence=stop ends a run there anyway"),
+        (("verdict.depth_decades=-1",), "verdict.depth_decades=-1: must be a finite number, above 0"),
+        (("verdict.patience=1.5",), "verdict.patience=1.5: must be a whole number"),
+    ],
+)
+def test_nonsense_is_refused(configure: Compose, overrides: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said.replace("[", r"\[")):
+        configure(*overrides)
+
+
+def test_thresholds_can_be_set(train: Train) -> None:
+    record = train(*SMALL, "model.depth=4", "verdict.depth_decades=0.001", "verdict.stalled_depth_decades=0.001")
+    assert record["verdict"]["labels"] != ["healthy"]
+    assert Thresholds().depth_decades != 0.001

@@ -1,0 +1,221 @@
+"""The verdict: each rule on profiles whose answer is plain, and what must not change it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradstab.config.verdict_options import KINDS, Thresholds
+from gradstab.events import EventWriter, read_records
+from gradstab.measure.diagnosis import Judge, judge_records
+from gradstab.measure.verdict import Finding, Remedy, Verdict
+
+TAGS = [*(f"{i:02d}_hidden" for i in range(10)), "10_output"]
+CHANCE = math.log(10)
+T = Thresholds()
+
+
+def profile(factor: float, top: float = 1.0) -> np.ndarray:
+    """δ of ten hidden layers that changes by ``factor`` per layer towards the input, and the output's."""
+    return np.array([top * factor ** (9 - layer) for layer in range(10)] + [top])
+
+
+def judge(theory: dict[str, float] | None = None, thresholds: Thresholds = T, chance: float = CHANCE) -> Judge:
+    return Judge(TAGS, 10, thresholds, theory=theory, chance_loss=chance)
+
+
+def looked(at: Judge, step: int, loss: float, **vectors: np.ndarray) -> None:
+    at.observe(step, {"train/loss": loss, "global_grad_norm/pre_clip": 1.0, "train/learning_rate": 0.1}, vectors)
+
+
+@pytest.mark.parametrize(
+    ("factor", "labels"),
+    [(1.0, ("healthy",)), (0.7, ("healthy",)), (1.4, ("healthy",)), (0.5, ("vanishing",)), (2.0, ("exploding",))],
+)
+def test_the_span_of_delta_over_depth_decides(factor: float, labels: tuple[str, ...]) -> None:
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=profile(factor))
+    assert one.verdict().labels == labels
+
+
+def test_evidence_names_value_threshold_layers_and_steps() -> None:
+    one = judge({"depth_factor": 0.5})
+    for step, vectors in ((0, {"signal_grad_norm": profile(0.5)}), (1, {}), (2, {"signal_grad_norm": profile(0.5)})):
+        looked(one, step, CHANCE, **vectors)
+    (finding,) = one.verdict().findings
+    assert finding.value == pytest.approx(9 * math.log10(2))
+    assert (finding.key, finding.threshold) == ("verdict.stalled_depth_decades", T.stalled_depth_decades)
+    assert (finding.first_step, finding.last_step, finding.persistence) == (0, 2, 2)
+    # Below 10^-1.4 of the top's: five halvings or more away from it.
+    assert finding.layers == tuple(TAGS[:5])
+    assert "0.5 per layer at initialisation" in finding.theory
+    assert "expects this" in finding.theory
+
+
+def test_theory_that_disagrees_is_said_to() -> None:
+    one = judge({"depth_factor": 1.0})
+    looked(one, 0, CHANCE, signal_grad_norm=profile(0.3))
+    assert "no such thing" in one.verdict().findings[0].theory
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e6])
+def test_the_loss_scale_does_not_matter(scale: float) -> None:
+    verdicts = []
+    for unit in (1.0, scale):
+        one = judge(chance=CHANCE * unit)
+        for step in range(3):
+            looked(one, step, 1.3 * CHANCE * unit, signal_grad_norm=profile(0.5, unit))
+        verdicts.append([(f.rule, round(f.value, 6), f.layers) for f in one.verdict().findings])
+    assert verdicts[0] == verdicts[1]
+
+
+def test_thresholds_are_the_configurations() -> None:
+    strict = judge(thresholds=Thresholds(init_vanishing_decades=0.1))
+    looked(strict, 0, CHANCE, signal_grad_norm=profile(0.9))
+    assert strict.verdict().labels == ("vanishing",)
+
+
+def test_no_gradient_at_all_is_vanishing() -> None:
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=np.array([0.0] * 10 + [1.0]))
+    (finding,) = one.verdict().findings
+    assert finding.kind == "vanishing"
+    assert finding.layers == tuple(TAGS[:10])
+
+
+def test_underflow_towards_the_input_is_vanishing() -> None:
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=np.array([0.0, 0.0, *profile(0.9)[2:]]))
+    assert one.verdict().labels == ("vanishing",)
+
+
+def test_a_network_that_learns_is_healthy_whatever_its_profile() -> None:
+    one = judge()
+    for step in range(6):
+        looked(one, step, 0.1 * CHANCE, signal_grad_norm=profile(0.3), dead_fraction=np.full(10, 0.95))
+    assert one.verdict().labels == ("healthy",)
+
+
+def test_what_no_longer_holds_is_forgotten() -> None:
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=profile(0.5))
+    looked(one, 1, CHANCE, signal_grad_norm=profile(0.95))
+    assert one.verdict().labels == ("healthy",)
+
+
+def test_a_forward_explosion_shows_in_the_loss() -> None:
+    one = judge()
+    looked(one, 0, 300 * CHANCE)
+    (finding,) = one.verdict().findings
+    assert (finding.kind, finding.rule) == ("exploding", "forward_explosion")
+    assert finding.value == pytest.approx(300)
+
+
+def test_outputs_that_look_alike_are_a_vanished_signal() -> None:
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=profile(1.0), correlation=np.array([0.5] * 6 + [0.99999] * 5))
+    (finding,) = one.verdict().findings
+    assert (finding.kind, finding.rule, finding.layers) == ("vanishing", "collapse", tuple(TAGS[6:]))
+
+
+@pytest.mark.parametrize(("quantity", "kind"), [("dead_fraction", "dead_units"), ("saturated_fraction", "saturated")])
+def test_shares_of_units(quantity: str, kind: str) -> None:
+    shares = np.array([0.1] * 7 + [0.95, 0.97, math.nan])
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=profile(1.0), **{quantity: shares})
+    (finding,) = one.verdict().findings
+    assert (finding.kind, finding.value, finding.layers) == (kind, 0.97, tuple(TAGS[7:9]))
+
+
+def test_the_plateau_needs_patience_and_progress_resets_it() -> None:
+    patient = judge(thresholds=Thresholds(patience=20))
+    for step in range(30):
+        looked(patient, step, CHANCE * (1.2 - 0.01 * min(step, 15)))
+        assert patient.verdict().labels == ("healthy",)
+    for step in range(30, 50):
+        looked(patient, step, 1.05 * CHANCE)
+    (finding,) = patient.verdict().findings
+    assert (finding.kind, finding.rule) == ("not_learning", "plateau")
+    assert finding.persistence >= 20
+
+
+def test_updates_too_small_to_matter() -> None:
+    tiny = np.full(11, 1e-5)
+    one = judge()
+    for step in range(2):
+        looked(one, step, CHANCE, signal_grad_norm=profile(1.0), update_ratio=tiny)
+    assert [f.rule for f in one.verdict().findings] == ["tiny_updates"]
+    warming = judge()
+    for step in range(5):
+        values = {"train/loss": CHANCE, "train/learning_rate": 1e-4 * (step + 1)}
+        warming.observe(step, values, {"signal_grad_norm": profile(1.0), "update_ratio": tiny})
+    assert warming.verdict().labels == ("healthy",), "a rate that is still being warmed up proves nothing"
+
+
+def test_the_first_non_finite_value_stays_on_record() -> None:
+    one = judge()
+    looked(one, 0, CHANCE)
+    one.observe(
+        1,
+        {"train/loss": 2.0, "global_grad_norm/pre_clip": math.inf},
+        {"grad_norm": np.array([1.0] * 9 + [math.inf, 1.0])},
+    )
+    one.observe(2, {"train/loss": math.nan, "global_grad_norm/pre_clip": math.nan}, {})
+    (finding,) = one.verdict().findings
+    assert (finding.kind, finding.quantity, finding.layers) == ("non_finite", "grad_norm", (TAGS[9],))
+    assert (finding.first_step, finding.last_step, finding.persistence) == (1, 2, 2)
+
+
+def test_stopping_waits_for_measurements_that_agree() -> None:
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=profile(0.3))
+    assert one.to_stop(("vanishing",)) is None
+    looked(one, 1, CHANCE, signal_grad_norm=profile(0.3))
+    found = one.to_stop(("exploding", "vanishing"))
+    assert found is not None
+    assert found.kind == "vanishing"
+    assert one.to_stop(("exploding",)) is None
+    assert one.to_stop(()) is None
+
+
+def test_without_a_chance_loss_the_first_one_stands_in() -> None:
+    one = Judge(TAGS, 10, T)
+    looked(one, 0, 4.0)
+    for step in range(1, 7):
+        looked(one, step, 60.0)
+    assert one.verdict().labels == ("exploding",)
+
+
+def test_live_and_afterwards_the_verdict_is_the_same(tmp_path: Path) -> None:
+    live = judge({"depth_factor": 0.5})
+    writer = EventWriter(tmp_path, TAGS)
+    rng = np.random.default_rng(0)
+    for step in range(40):
+        scalars = {"train/loss": CHANCE * float(rng.uniform(0.99, 1.05)), "global_grad_norm/pre_clip": 1.0}
+        vectors = {"grad_norm": np.ones(11)}
+        if step % 10 == 0:
+            vectors |= {"signal_grad_norm": profile(0.55), "dead_fraction": rng.uniform(0.85, 0.95, 10)}
+        writer.write(step, scalars, vectors)
+        # The event file holds scalars in single precision.
+        live.observe(step, {tag: float(np.float32(value)) for tag, value in scalars.items()}, vectors)
+    writer.close()
+    run = {"theory": {"depth_factor": 0.5}, "chance_loss": CHANCE, "hidden_layers": 10}
+    assert judge_records(read_records(tmp_path), run) == live.verdict()
+    assert live.verdict().labels[0] == "vanishing"
+
+
+def test_a_verdict_survives_json() -> None:
+    finding = Finding("non_finite", "r", "q", ("a",), 1, 2, 2, math.inf, math.inf, "k", "why", "theory")
+    verdict = Verdict(2, (finding,), (Remedy(("clip=norm", "clip.max_norm=1"), "bounds", 0.9),))
+    written = json.dumps(verdict.to_dict()).replace("Infinity", '"inf"')
+    assert Verdict.from_dict(json.loads(written)) == verdict
+    assert verdict.labels == ("non_finite",)
+
+
+def test_labels_come_in_one_order() -> None:
+    found = tuple(Finding(kind, "", "", (), 0, 0, 1, 1.0, 1.0, "", "") for kind in reversed(KINDS))
+    assert Verdict(0, found).labels == KINDS

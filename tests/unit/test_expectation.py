@@ -1,0 +1,222 @@
+"""From a configuration to theory's prediction: what reaches the theory, what is refused, and what it costs others."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradstab.assembly import build_initialised
+from gradstab.data import Dataset, Split, load_data
+from gradstab.expectation import Inputs, caveats, expect, inputs_of, theory_record, window_correlations
+from gradstab.measure.probe import Probe
+from gradstab.reproducibility import generator
+from gradstab.theory import NoTheory, predict
+from tests.conftest import Compose
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def inputs(digits: Dataset) -> Inputs:
+    return inputs_of(digits)
+
+
+def dataset(samples: torch.Tensor) -> Dataset:
+    split = Split(samples, torch.zeros(len(samples), dtype=torch.int64))
+    return Dataset(split, split, 10)
+
+
+def test_inputs_of_a_data_set_by_hand() -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, -1.0]])
+    found = inputs_of(dataset(x))
+    np.testing.assert_allclose(found.q0, [12.5, 2.0, 1.0])
+    # Inner products 8, -1 and -2, over two features and over the mean length.
+    assert found.c0 == pytest.approx((8 - 1 - 2) / 3 / 2 / (15.5 / 3))
+    assert (found.n_in, found.n_out, found.in_shape, found.lenet_q0) == (2, 10, (2,), None)
+
+
+def test_many_samples_are_thinned_out_and_lengths_grouped() -> None:
+    x = torch.arange(1.0, 1001).sqrt().unsqueeze(1)
+    found = inputs_of(dataset(x))
+    assert found.q0.shape == (256,)
+    assert (found.q0[0], found.q0[-1]) == pytest.approx((1, 1000))
+    for count in (1, 2, 7, 32, 256, 1000):
+        lengths = found.lengths(count)
+        assert lengths.size == min(count, 256)
+        assert lengths.mean() == pytest.approx(found.q0.mean())
+    assert inputs_of(dataset(torch.ones(1, 3))).c0 == 0
+
+
+@pytest.mark.parametrize("side", [8, 28, 32])
+def test_what_lenets_first_kernels_see(side: int) -> None:
+    images = torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(side))
+    padded = {8: lambda x: x.repeat_interleave(4, 2).repeat_interleave(4, 3), 28: nn.ZeroPad2d(2), 32: nn.Identity()}
+    patches = nn.functional.unfold(padded[side](images), 5)
+    assert inputs_of(dataset(images)).lenet_q0 == pytest.approx(patches.square().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "act=tanh init=variance init.sigma_w2=2 init.sigma_b2=0.1 model.width=[60,90,60] init.gain=1.1",
+        "act=elu act.alpha=0.7 model.bias=false model.dropout=0.2 init=default model.depth=4",
+        "act=gelu model.norm=layer model.norm_position=after model.residual=scaled model.depth=4",
+        "act=relu model.norm=batch batch_size=16 model.depth=4",
+        "act=leaky_relu act.slope=0.3 model.depth=4 constraint=weight_norm",
+        "act=tanh model.depth=3 constraint=max_norm",
+    ],
+)
+def test_every_knob_reaches_the_theory(configure: Compose, inputs: Inputs, overrides: str) -> None:
+    config = configure(*overrides.split())
+    model = config.model.knobs
+    width = model["width"]
+    expected = predict(
+        act=config.act.name,
+        act_knobs=config.act.knobs,
+        widths=[64, *([width] * model["depth"] if isinstance(width, int) else width), 10],
+        q0=inputs.q0,
+        init=config.init.name,
+        init_knobs=config.init.knobs,
+        norm=model["norm"],
+        norm_position=model["norm_position"],
+        dropout=model["dropout"],
+        residual=model["residual"],
+        bias=model["bias"],
+        batch_size=config.batch,
+        c0=inputs.c0,
+    )
+    found = expect(config, inputs)
+    # All 256 lengths against the 32 that stand in for them.
+    np.testing.assert_allclose(found.signal_grad_norm, expected.signal_grad_norm, rtol=1e-3)
+    assert found.depth_factor == pytest.approx(expected.depth_factor, rel=2e-4)
+    np.testing.assert_array_equal(found.sigma_w2, expected.sigma_w2)
+
+
+def test_a_few_lengths_stand_for_all_of_them(configure: Compose, inputs: Inputs) -> None:
+    config = configure("act=tanh", "init=xavier_normal", "model.depth=500")
+    every = predict(act="tanh", init="xavier_normal", widths=[64] + [128] * 500 + [10], q0=inputs.q0[::4])
+    assert expect(config, inputs).depth_factor == pytest.approx(every.depth_factor, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ("constraint=spectral_norm", "constraint=spectral_norm"),
+        ("model=lenet5_1998", "model=lenet5_1998"),
+        ("model=lenet5", "window"),
+        ("model.depth=0", "no hidden layer"),
+        ("init=zeros", "every weight is 0"),
+        ("model.norm=batch batch_size=3", "from 4 samples on"),
+    ],
+)
+def test_what_has_no_theory_is_refused_in_one_line(
+    configure: Compose, inputs: Inputs, overrides: str, reason: str
+) -> None:
+    config = configure(*overrides.split())
+    with pytest.raises(NoTheory, match=reason):
+        expect(config, inputs)
+    record = theory_record(config, inputs)
+    assert list(record) == ["reason"]
+    assert reason in record["reason"]
+    assert "\n" not in record["reason"]
+
+
+def test_lenet_needs_images(configure: Compose) -> None:
+    with pytest.raises(NoTheory, match="square images"):
+        expect(configure("model=lenet5"), inputs_of(dataset(torch.ones(4, 7))), (0.5, 0.5))
+
+
+def test_records_are_plain_and_complete(configure: Compose, inputs: Inputs) -> None:
+    record = theory_record(configure("act=sigmoid", "init=xavier_normal", "model.depth=5"), inputs)
+    assert list(record) == ["depth_factor", "depth_factor_r2", "signal_grad_norm", "q", "chi_1", "notes"]
+    assert {len(record[key]) for key in ("signal_grad_norm", "q", "chi_1")} == {5}
+    assert record["signal_grad_norm"][-1] == 1
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    single = theory_record(configure("model.depth=1"), inputs)
+    assert (single["depth_factor"], single["signal_grad_norm"]) == (None, [1.0])
+
+
+# -------------------------------------------------------------------------------------------------- LeNet-5
+
+
+def test_window_correlations_of_a_real_network(configure: Compose, digits: Dataset) -> None:
+    """Against NumPy's own correlations over all windows, channels and samples, about 0 rather than the mean."""
+    config = configure("model=lenet5", "model.pooling=avg", "act=tanh")
+    model = build_initialised(config, digits)
+    batch = digits.train.inputs[:64]
+    found = window_correlations(model, batch)
+    maps = []
+    for layer in model.layers[:2]:
+        layer.affine.register_forward_hook(lambda _m, _a, h: maps.append(h.detach().double().numpy()))
+    with torch.no_grad():
+        model(batch)
+    for h, correlation in zip(maps, found, strict=True):
+        corners = [h[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        pairs = [(corners[i] * corners[j]).mean() for i in range(4) for j in range(i)]
+        assert correlation == pytest.approx(np.mean(pairs) / np.square(h).mean(), rel=1e-5)
+
+
+def test_measuring_correlations_changes_nothing(configure: Compose, digits: Dataset) -> None:
+    model = build_initialised(configure("model=lenet5", "model.norm=batch", "model.dropout=0.3"), digits)
+    model.eval()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    first = window_correlations(model, digits.train.inputs[:16])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert window_correlations(model, digits.train.inputs[:16]) == first
+
+
+def test_lenet_profiles_over_draws_of_the_weights(configure: Compose, digits: Dataset, inputs: Inputs) -> None:
+    """Channels are few, so the mean of squares over draws is what theory predicts, and its error judges it."""
+    squares, correlations = [], []
+    batch = digits.train.inputs[:32]
+    config = configure("model=lenet5", "act=tanh", "model.pooling=avg")
+    for seed in range(24):
+        model = build_initialised(replace(config, seed=seed), digits)
+        probe = Probe(model, model.layers)
+        correlations.append(window_correlations(model, batch))
+        noise = torch.randn(32, 10, generator=generator(seed, "order"))
+        with probe.watching() as read:
+            (model(batch) * noise / 32).sum().backward()
+            squares.append(read()["signal_grad_norm"][:4].double().numpy() ** 2)
+    predicted = expect(config, inputs, tuple(np.mean(correlations, axis=0))).signal_grad_norm ** 2
+    found = np.array(squares)
+    error = found.std(axis=0) / math.sqrt(len(found)) / found[:, -1].mean()
+    relative = found.mean(axis=0) / found[:, -1].mean()
+    assert (abs(relative - predicted) < 4 * error).all()
+
+
+# ------------------------------------------------------------------------------------------------- caveats
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("act=gelu", ["act=gelu", "unstable", "half-stable at sigma_b2=0.172922", "stable above"]),
+        ("act=silu init.sigma_b2=0.55514317", ["act=silu", "is half-stable"]),
+        ("act=mish", ["act=mish", "half-stable at sigma_b2=0.0945"]),
+    ],
+)
+def test_an_edge_of_chaos_that_is_not_stable_is_named(configure: Compose, overrides: str, words: list[str]) -> None:
+    (line,) = caveats(configure("init=critical", *overrides.split()))
+    assert line.startswith("init=critical: ")
+    assert all(word in line for word in words)
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "overrides", ["init=critical act=tanh", "init=critical", "act=gelu", "init=critical act=gelu init.sigma_b2=0.3"]
+)
+def test_without_cause_there_is_no_caveat(configure: Compose, overrides: str) -> None:
+    assert caveats(configure(*overrides.split())) == ()

@@ -1,0 +1,152 @@
+"""Jacobians against products of weights and slopes, isometries, published values and the definition of the GSC."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradstab.activations import build_activation
+from gradstab.data import load_data
+from gradstab.errors import ConfigError
+from gradstab.initializers import initialize
+from gradstab.jacobians import Jacobians, jacobians, segments
+from gradstab.models import Model, build_model
+
+
+def network(
+    act: str = "tanh",
+    init: str = "lecun_normal",
+    name: str = "deep_mlp",
+    in_shape: tuple[int, ...] = (12,),
+    **knobs: Any,
+) -> Model:
+    torch.manual_seed(3)
+    model = build_model(name, in_shape=in_shape, out_features=10, activation=partial(build_activation, act), **knobs)
+    settings = {"gain": 1.0}
+    generator = torch.Generator().manual_seed(0)
+    initialize(model, init, act_name=act, act_knobs={}, generator=generator, batch=None, **settings)
+    return model
+
+
+def batch(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def measured(model: Model, x: Tensor, samples: int = 2) -> Jacobians:
+    return jacobians(model, [f"{i:02d}" for i in range(len(model.layers))], x, samples)
+
+
+@pytest.mark.parametrize("width", [12, 20])
+def test_an_orthogonal_deep_linear_network_is_an_isometry(width: int) -> None:
+    """All singular values are 1 (Saxe et al. 2014); of the product only where no layer widens before one narrows."""
+    model = network("identity", "orthogonal", depth=6, width=[width] * 6)
+    found = measured(model, batch(3, 12))
+    whole = [found.network] if width == 12 else []
+    for spectrum in (*whole, *(layer.spectrum for layer in found.layers)):
+        assert (spectrum.mean, spectrum.largest, spectrum.smallest) == pytest.approx((1, 1, 1), abs=1e-6)
+        assert spectrum.condition == pytest.approx(1, abs=1e-6)
+
+
+def test_layers_are_weights_times_slopes_and_the_whole_is_their_product() -> None:
+    model = network(depth=3, width=[9, 14, 8])
+    x = batch(1, 12)
+    found = measured(model, x, samples=5)
+    assert found.samples == 1
+    h, product = x.double(), torch.eye(12, dtype=torch.float64)
+    slope = torch.ones(12, dtype=torch.float64)
+    a = h
+    for layer, entry in zip(model.layers, found.layers, strict=True):
+        weight, bias = layer.affine.weight.double(), layer.affine.bias.double()
+        jacobian = weight * slope
+        values = torch.linalg.svdvals(jacobian)
+        assert entry.spectrum.mean == pytest.approx(values.mean().item(), rel=1e-9)
+        assert entry.spectrum.largest == pytest.approx(values[0].item(), rel=1e-9)
+        assert entry.spectrum.condition == pytest.approx((values[0] / values[-1]).item(), rel=1e-6)
+        product = jacobian @ product
+        h = a @ weight.T + bias
+        a, slope = torch.tanh(h), 1 - torch.tanh(h[0]) ** 2
+    assert found.network.largest == pytest.approx(torch.linalg.matrix_norm(product, 2).item(), rel=1e-9)
+    expected = product.square().sum() / 12 * x.double().square().sum() / h.square().sum()
+    assert found.gsc == pytest.approx(expected.item(), rel=1e-9)
+    assert found.layers[-1].gsc == pytest.approx(1 * 10 / 10)
+
+
+def test_the_gradient_scale_coefficient_is_the_growth_of_relative_changes() -> None:
+    """Philipp et al. 2018: the mean of (‖Δy‖/‖y‖)² over (‖Δx‖/‖x‖)² for small changes Δx in random directions."""
+    model = network(depth=4, width=30).double()
+    x = batch(1, 12).double()
+    changes = batch(20_000, 12).double()
+    changes = 1e-6 * changes / changes.norm(dim=1, keepdim=True)
+    with torch.no_grad():
+        y = model(x)
+        relative = ((model(x + changes) - y).square().sum(1) / y.square().sum()) / (1e-12 / x.square().sum())
+    assert measured(model, x).gsc == pytest.approx(relative.mean().item(), rel=0.03)
+
+
+def test_rectifiers_that_are_off_make_the_condition_infinite() -> None:
+    found = measured(network("relu", depth=3, width=12), batch(1, 12))
+    assert found.layers[1].spectrum.condition == math.inf
+    assert found.layers[1].spectrum.smallest == 0
+
+
+@pytest.mark.parametrize("residual", ["none", "add"])
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_norms_and_skip_paths_against_autograd_through_the_whole_network(norm: str, residual: str) -> None:
+    model = network(depth=3, width=10, norm=norm, residual=residual, dropout=0.4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    x = batch(6, 12)
+    found = measured(model, x, samples=2)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    largest = []
+    for i in range(2):
+        whole = torch.autograd.functional.jacobian(lambda inputs, i=i: model.train()(inputs)[i], x)
+        largest.append(torch.linalg.matrix_norm(whole[:, i], 2).item())
+    assert found.network.largest == pytest.approx(sum(largest) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_1998"])
+def test_convolutional_networks_are_cut_behind_every_h(name: str) -> None:
+    model = network(name=name, in_shape=(1, 8, 8))
+    parts = segments(model)
+    assert len(parts) == 5
+    x = h = batch(2, 1, 8, 8)
+    for part in parts:
+        h = part(h)
+    torch.testing.assert_close(h, model(x))
+
+
+def test_many_layers_are_shown_evenly_spaced() -> None:
+    found = measured(network(depth=60, width=6), batch(1, 12))
+    assert len(found.layers) == 32
+    assert (found.layers[0].tag, found.layers[-1].tag) == ("00", "60")
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"), [("MAX_WORK", r"probe\.samples=2 samples.*allowed"), ("MAX_ENTRIES", "entries; allowed")]
+)
+def test_too_much_work_is_refused(monkeypatch: pytest.MonkeyPatch, limit: str, words: str) -> None:
+    model = network(depth=2, width=20)
+    monkeypatch.setattr(f"gradstab.jacobians.{limit}", 300)
+    with pytest.raises(ConfigError, match=words):
+        measured(model, batch(2, 12))
+
+
+def test_mean_singular_values_of_glorot_and_bengio(mnist_root: Path) -> None:
+    """5 × 1000 tanh on MNIST: about 0.5 with U(±1/√n), about 0.8 with theirs (Glorot & Bengio 2010, §4.2)."""
+    data = load_data("mnist", root=str(mnist_root), download=False)
+    # Theirs were pixels in [0, 1]; ours have mean 0 and variance 1, which drives tanh further from its linear range.
+    pixels = (data.train.inputs[:1] - data.train.inputs.min()) / (data.train.inputs.max() - data.train.inputs.min())
+    for init, value in (("default", 0.5), ("xavier_uniform", 0.8)):
+        found = measured(network("tanh", init, in_shape=(1, 28, 28), depth=3, width=1000), pixels, samples=1)
+        for layer in found.layers[1:-1]:
+            assert layer.spectrum.mean == pytest.approx(value, abs=0.04)

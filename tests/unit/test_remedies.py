@@ -1,0 +1,92 @@
+"""Remedies: overrides that compose, in an order that theory backs, and that do what they say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from gradstab.data import load_data
+from gradstab.expectation import Inputs, inputs_of
+from gradstab.measure.verdict import Finding, Verdict
+from gradstab.remedies import remedies_for
+from gradstab.theory import predict
+from tests.conftest import Compose
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Inputs:
+    return inputs_of(load_data("digits"))
+
+
+def found(*kinds: str) -> Verdict:
+    return Verdict(0, tuple(Finding(kind, "", "", (), 0, 0, 1, 9.0, 1.0, "", "") for kind in kinds))
+
+
+def test_the_healthy_need_none(configure: Compose, inputs: Inputs) -> None:
+    assert remedies_for(configure(), inputs, found()) == ()
+
+
+CASES = [
+    ("vanishing", ["act=sigmoid", "init=xavier_normal"]),
+    ("vanishing", ["act=tanh", "init=variance", "init.sigma_w2=0.3", "init.sigma_b2=0.05"]),
+    ("vanishing", ["act=relu", "init=normal", "init.std=0.01"]),
+    ("vanishing", ["act=leaky_relu", "act.slope=0.2", "init=uniform", "init.bound=0.01", "init.gain=1.5"]),
+    ("exploding", ["act=relu", "init.gain=3"]),
+    ("exploding", ["model.norm=batch", "model.depth=60"]),
+    ("non_finite", ["optimizer=adam", "optimizer.lr=1"]),
+    ("dead_units", ["act=relu", "optimizer.lr=5"]),
+    ("saturated", ["act=tanh", "init=normal", "init.std=2"]),
+    ("not_learning", ["optimizer=sgd", "optimizer.lr=1e-7"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "overrides"), CASES, ids=[" ".join(case[1]) for case in CASES])
+def test_each_can_be_pasted_behind_the_command(
+    configure: Compose, inputs: Inputs, kind: str, overrides: list[str]
+) -> None:
+    remedies = remedies_for(configure(*overrides), inputs, found(kind), typical_norm=3.0)
+    assert 1 <= len(remedies) <= 6
+    assert len({remedy.overrides for remedy in remedies}) == len(remedies)
+    for remedy in remedies:
+        # Hydra composes it with what was there before; nothing is refused.
+        configure(*overrides, *remedy.overrides)
+    factors = [remedy.predicted_factor for remedy in remedies]
+    assert [factor is None for factor in factors] == sorted(factor is None for factor in factors)
+
+
+def test_what_theory_predicts_is_what_the_pasted_configuration_gets(configure: Compose, inputs: Inputs) -> None:
+    overrides = ["act=sigmoid", "init=xavier_normal", "model.depth=30", "model.width=64"]
+    first = remedies_for(configure(*overrides), inputs, found("vanishing"))[0]
+    assert first.predicted_factor is not None
+    config = configure(*overrides, *first.overrides)
+    knobs = {key: config.model.knobs[key] for key in ("norm", "norm_position", "dropout", "residual", "bias")}
+    predicted = predict(
+        act=config.act.name,
+        init=config.init.name,
+        init_knobs=config.init.knobs,
+        widths=[64, *[64] * 30, 10],
+        q0=np.array([inputs.q0.mean()]),
+        **knobs,
+    )
+    assert first.predicted_factor == pytest.approx(predicted.depth_factor, rel=0.01)
+    assert abs(29 * math.log10(first.predicted_factor)) < 2
+
+
+def test_the_smallest_change_that_theory_trusts_comes_first(configure: Compose, inputs: Inputs) -> None:
+    remedies = remedies_for(configure("act=tanh", "init=xavier_normal", "init.gain=0.5"), inputs, found("vanishing"))
+    assert remedies[0].overrides == ("init=critical", "init.gain=1")
+
+
+def test_an_explosion_is_offered_a_bound_and_a_smaller_step(configure: Compose, inputs: Inputs) -> None:
+    remedies = remedies_for(configure("init.gain=3", "optimizer.lr=0.2"), inputs, found("exploding"), typical_norm=0.25)
+    offered = [remedy.overrides for remedy in remedies]
+    assert ("clip=norm", "clip.max_norm=0.25") in offered
+    assert ("optimizer.lr=0.02",) in offered
+
+
+def test_nothing_is_offered_that_is_there_already(configure: Compose, inputs: Inputs) -> None:
+    config = configure("act=tanh", "init=critical", "model.norm=layer", "optimizer=adam")
+    for remedy in remedies_for(config, inputs, found("vanishing", "not_learning")):
+        assert configure("act=tanh", "init=critical", "model.norm=layer", "optimizer=adam", *remedy.overrides) != config
