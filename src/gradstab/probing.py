@@ -14,6 +14,7 @@ from gradstab import reproducibility
 from gradstab.assembly import build
 from gradstab.asymptotics import infinite_depth
 from gradstab.config import Config
+from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.config.probe_options import ProbeKnobs
 from gradstab.data import Dataset, batches, load_data
 from gradstab.events import Vector
@@ -106,7 +107,14 @@ def probe(config: Config, knobs: ProbeKnobs) -> Findings:
     measured = {name: _over_seeds(name, [step.vectors[name] for step in steps]) for name in steps[0].vectors}
     prediction, theory = _expected(config, inputs, draws.correlations)
     factors = [depth for step in steps if (depth := depth_factor(step.vectors["signal_grad_norm"][:hidden].tolist()))]
-    judge = Judge(tags, hidden, config.verdict, theory=theory, chance_loss=draws.chance_loss)
+    judge = Judge(
+        tags,
+        hidden,
+        config.verdict,
+        theory=theory,
+        chance_loss=draws.chance_loss,
+        adaptive=config.optimizer.name in ADAPTIVE,
+    )
     judge.observe(0, _scalars(steps, factors), measured)
     verdict = judge.verdict()
     remedies = remedies_for(config, inputs, verdict, correlations=draws.correlations, typical_norm=judge.typical_norm)
