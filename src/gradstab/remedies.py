@@ -48,10 +48,12 @@ def remedies_for(
     steady = now is not None and abs(_decades(config, now)) < STEADY
     proven: list[tuple[float, Remedy]] = []
     others: list[Remedy] = []
+    tried: list[Config] = []
     for candidate in _candidates(config, verdict, steady, typical_norm):
         changed = _applied(config, candidate.overrides)
-        if changed is None:
+        if changed is None or changed in tried:
             continue
+        tried.append(changed)
         factor = _predicted(changed, inputs, correlations) if candidate.about_depth else None
         remedy = Remedy(candidate.overrides, candidate.reason, factor)
         if factor is None:
