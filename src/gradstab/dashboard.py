@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MultilineChartContent
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
+DEPTH_PROFILE = "depth_profile_log10/"
 METRICS = ("test/accuracy", "test/loss", "depth_factor")
 
 
@@ -22,13 +24,18 @@ def layout(quantities: Sequence[str]) -> Summary:
     def chart(title: str, *tags: str) -> Chart:
         return Chart(title=title, multiline=MultilineChartContent(tag=tags))
 
-    gradients = [chart(name.replace("_", " "), rf"^{name}/\d+") for name in quantities]
+    title = "log10 signal grad norm over layers (the axis is the layer's index, not the step)"
+    depth = [chart(name.replace("_", " "), rf"^{name}/\d+") for name in quantities]
+    depth.append(chart(title, f"^{DEPTH_PROFILE}"))
     overall = [
         chart("loss", r"^train/loss$", r"^test/loss$"),
         chart("global gradient norm, before and after clipping", r"^global_grad_norm/"),
     ]
     content = Layout(
-        category=[Category(title="through depth", chart=gradients), Category(title="overall", chart=overall)]
+        category=[
+            Category(title="through depth", chart=depth),
+            Category(title="overall", chart=overall),
+        ]
     )
     tensor = TensorProto(
         dtype=DT_STRING, string_val=[content.SerializeToString()], tensor_shape=TensorShapeProto(dim=[])
@@ -36,6 +43,36 @@ def layout(quantities: Sequence[str]) -> Summary:
     plugin_data = SummaryMetadata.PluginData(plugin_name="custom_scalars")
     metadata = SummaryMetadata(plugin_data=plugin_data, data_class=DATA_CLASS_TENSOR)
     return Summary(value=[Summary.Value(tag="custom_scalars__config__", tensor=tensor, metadata=metadata)])
+
+
+def image(tag: str, png: bytes, width: int, height: int) -> Summary:
+    """A picture for TensorBoard's Images tab; sizes in pixels."""
+    content = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+    return Summary(value=[Summary.Value(tag=tag, image=content)])
+
+
+def depth_profile(profiles: Mapping[str, Sequence[float]]) -> list[Summary]:
+    """log10 of profiles over depth, as scalars whose step is the layer's index: write the i-th summary with ``step=i``.
+
+    TensorBoard's only line charts run over steps; this makes one of them run over layers, in the run itself. Each
+    profile is to be written once, since a line cannot be taken back. On a linear axis a vanishing gradient is a line
+    along zero; its logarithm is a slope that one can see.
+    """
+    deepest = max(map(len, profiles.values()), default=0)
+    return [
+        Summary(
+            value=[
+                Summary.Value(tag=f"{DEPTH_PROFILE}{name}", simple_value=_log10(values[layer]))
+                for name, values in profiles.items()
+                if layer < len(values)
+            ]
+        )
+        for layer in range(deepest)
+    ]
+
+
+def _log10(value: float) -> float:
+    return math.log10(value) if 0 < value < math.inf else -math.inf if value == 0 else value
 
 
 def hparams(settings: Mapping[str, Any]) -> list[Summary]:

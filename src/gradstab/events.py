@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
@@ -26,8 +26,9 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
 
+from gradstab.decoding import VECTOR_PREFIX, Decoder
+
 PLUGIN = "gradstab"
-VECTOR_PREFIX = "layers/"
 MAX_SHOWN = 64
 
 Vector = NDArray[np.float64]
@@ -126,61 +127,53 @@ class Series:
 
 @dataclass
 class Records:
-    """What event files hold: scalars by tag, vectors by quantity, and the layers' tags, nearest the input first."""
+    """What event files hold: scalars by tag, vectors by quantity, and the layers' tags, nearest the input first.
+
+    ``damaged`` names the files that end in a record that is cut off or damaged; what stood before it was read.
+    """
 
     scalars: dict[str, Series] = field(default_factory=dict)
     vectors: dict[str, Series] = field(default_factory=dict)
     layers: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
 
 def read_events(path: Path) -> Iterator[Event]:
     """The events of one file, in order, up to the first record that is cut off or damaged."""
-    with path.open("rb") as file:
-        while True:
-            header = file.read(12)
-            if len(header) < 12 or _masked_crc(header[:8]) != header[8:]:
-                return
-            (length,) = struct.unpack("<Q", header[:8])
-            body = file.read(length + 4)
-            if len(body) < length + 4 or _masked_crc(body[:length]) != body[length:]:
-                return
-            yield Event.FromString(body[:length])
+    return map(Event.FromString, _frames(path))
 
 
 def read_records(directory: Path) -> Records:
     """Everything the event files in a run's directory recorded, each file up to where it is whole."""
-    scalars: dict[str, tuple[list[int], list[float]]] = {}
-    vectors: dict[str, tuple[list[int], list[Vector]]] = {}
-    records = Records()
+    decoder = Decoder()
+    damaged: list[str] = []
     for path in sorted(directory.glob("events.out.tfevents.*")):
-        for event in read_events(path):
-            for value in event.summary.value:
-                _collect(event.step, value, scalars, vectors, records)
-    records.scalars = {tag: Series(np.array(s, np.int64), np.array(v)) for tag, (s, v) in scalars.items()}
-    records.vectors = {name: Series(np.array(s, np.int64), np.stack(v)) for name, (s, v) in vectors.items()}
-    return records
+        try:
+            for data in _frames(path, damaged):
+                decoder.feed(data)
+        except DecodeError:
+            damaged.append(path.name)
+    return Records(
+        {tag: Series(*table) for tag, table in decoder.scalars().items()},
+        {quantity: Series(*table) for quantity, table in decoder.vectors().items()},
+        decoder.layers,
+        damaged,
+    )
 
 
-def _collect(
-    step: int,
-    value: Summary.Value,
-    scalars: dict[str, tuple[list[int], list[float]]],
-    vectors: dict[str, tuple[list[int], list[Vector]]],
-    records: Records,
-) -> None:
-    kind = value.WhichOneof("value")
-    series: dict[str, tuple[list[int], list[Any]]]
-    entry: Any
-    if kind == "simple_value":
-        series, name, entry = scalars, value.tag, value.simple_value
-    elif kind == "tensor" and value.tag.startswith(VECTOR_PREFIX):
-        entry = np.frombuffer(value.tensor.tensor_content, "<f8")
-        series, name = vectors, value.tag.removeprefix(VECTOR_PREFIX)
-        if value.metadata.plugin_data.content:
-            layers = json.loads(value.metadata.plugin_data.content)["layers"]
-            records.layers = max(records.layers, layers, key=len)
-    else:
-        return
-    steps, values = series.setdefault(name, ([], []))
-    steps.append(step)
-    values.append(entry)
+def _frames(path: Path, damaged: list[str] | None = None) -> Iterator[bytes]:
+    """The contents of a file's records; where one is cut off or damaged, the name goes to ``damaged`` and it ends."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while header := file.read(12):
+            length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size + 1
+            if length > size or _masked_crc(header[:8]) != header[8:]:
+                break
+            body = file.read(length + 4)
+            if len(body) < length + 4 or _masked_crc(body[:length]) != body[length:]:
+                break
+            yield body[:length]
+        else:
+            return
+    if damaged is not None:
+        damaged.append(path.name)

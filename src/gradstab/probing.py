@@ -14,17 +14,15 @@ from gradstab import reproducibility
 from gradstab.assembly import build
 from gradstab.asymptotics import infinite_depth
 from gradstab.config import Config
-from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.config.probe_options import ProbeKnobs
 from gradstab.data import Dataset, batches, load_data
 from gradstab.events import Vector
-from gradstab.expectation import Inputs, expect, inputs_of, theory_record, window_correlations
+from gradstab.examination import Examination, correlations_of
+from gradstab.expectation import expect, inputs_of
 from gradstab.jacobians import Jacobians, jacobians
 from gradstab.losses import chance_loss
 from gradstab.measure.depth import DepthFactor, depth_factor
-from gradstab.measure.diagnosis import Judge
 from gradstab.measure.verdict import Verdict
-from gradstab.remedies import remedies_for
 from gradstab.theory import Prediction, activation, activation_statistics
 from gradstab.training import Parts
 
@@ -105,19 +103,12 @@ def probe(config: Config, knobs: ProbeKnobs) -> Findings:
     draws = _draw(config, knobs, data)
     steps, tags, hidden = draws.steps, draws.tags, draws.hidden
     measured = {name: _over_seeds(name, [step.vectors[name] for step in steps]) for name in steps[0].vectors}
-    prediction, theory = _expected(config, inputs, draws.correlations)
+    examination = Examination(config, tags, hidden, draws.chance_loss, inputs, draws.correlations)
+    theory = examination.theory
+    prediction = None if "reason" in theory else expect(config, inputs, draws.correlations)
     factors = [depth for step in steps if (depth := depth_factor(step.vectors["signal_grad_norm"][:hidden].tolist()))]
-    judge = Judge(
-        tags,
-        hidden,
-        config.verdict,
-        theory=theory,
-        chance_loss=draws.chance_loss,
-        adaptive=config.optimizer.name in ADAPTIVE,
-    )
+    judge = examination.judge()
     judge.observe(0, _scalars(steps, factors), measured)
-    verdict = judge.verdict()
-    remedies = remedies_for(config, inputs, verdict, correlations=draws.correlations, typical_norm=judge.typical_norm)
     return Findings(
         tags=tags,
         hidden=hidden,
@@ -127,7 +118,7 @@ def probe(config: Config, knobs: ProbeKnobs) -> Findings:
         factors=factors,
         theory=theory,
         scales=None if prediction is None else infinite_depth(config, prediction),
-        verdict=replace(verdict, remedies=remedies),
+        verdict=examination.verdict(judge),
         jacobian=draws.jacobian,
     )
 
@@ -151,8 +142,8 @@ def _draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> _Draws:
     for i in range(knobs.seeds):
         own = replace(config, seed=config.seed + i)
         parts = build(own, data)
-        if config.model.name == "lenet5":
-            correlations.append(window_correlations(parts.model, data.train.inputs[: config.batch]))
+        if (found := correlations_of(config, parts)) is not None:
+            correlations.append(found)
         steps.append(_first_step(own, parts))
         if knobs.jacobian and jacobian is None:
             batch, _ = _batch(own, parts)
@@ -217,13 +208,6 @@ def _scalars(steps: Sequence[_Step], factors: Sequence[DepthFactor]) -> dict[str
         scalars["depth_factor"] = float(np.mean([f.factor for f in factors]))
         scalars["depth_factor_r2"] = float(np.mean([f.r2 for f in factors]))
     return scalars
-
-
-def _expected(
-    config: Config, inputs: Inputs, correlations: tuple[float, float] | None
-) -> tuple[Prediction | None, dict[str, Any]]:
-    record = theory_record(config, inputs, correlations)
-    return None if "reason" in record else expect(config, inputs, correlations), record
 
 
 def _predicted(config: Config, prediction: Prediction, measured: Mapping[str, Vector]) -> dict[str, Vector]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,13 @@ import torch
 from gradstab import console, dashboard, reproducibility, run_directory
 from gradstab.assembly import build
 from gradstab.config import Config, to_container
-from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.data import batches
 from gradstab.errors import GradstabError
 from gradstab.events import EventWriter
-from gradstab.expectation import inputs_of, theory_record, window_correlations
-from gradstab.losses import chance_loss
+from gradstab.examination import Examination
 from gradstab.measure.diagnosis import Judge
-from gradstab.measure.recorder import Recorder
-from gradstab.remedies import remedies_for
+from gradstab.measure.recorder import Observer, Recorder
+from gradstab.report.history import Pictures
 from gradstab.training import Display, Outcome, Parts, Plan, fit
 
 CHARTS = ("grad_norm", "signal_grad_norm", "activation_std")
@@ -38,25 +35,18 @@ def run(config: Config, directory: Path | None = None) -> dict[str, Any]:
     directory = directory or Path(config.out_dir or f"outputs/train/{run_directory.new_name()}").expanduser()
     run_directory.create(directory)
     container = to_container(config)
-    inputs = inputs_of(parts.data)
-    correlations = (
-        window_correlations(parts.model, parts.data.train.inputs[: config.batch])
-        if config.model.name == "lenet5"
-        else None
-    )
-    record = _opening_record(config, parts) | {"theory": theory_record(config, inputs, correlations)}
+    examination = Examination.of(config, parts)
+    record = _opening_record(config, parts) | examination.record
     run_directory.write_config(directory, container)
     run_directory.write_run(directory, record)
     writer = EventWriter(directory, parts.probe.tags)
-    judge = Judge(
-        parts.probe.tags,
-        len(parts.probe.hidden),
-        config.verdict,
-        theory=record["theory"],
-        chance_loss=record["chance_loss"],
-        adaptive=record["adaptive_optimizer"],
-    )
-    recorder = Recorder(parts.probe, writer, skip_non_finite=parts.skip_non_finite, observers=[judge])
+    judge = examination.judge()
+    observers: list[Observer] = [judge]
+    pictures = None
+    if parts.measure_norms and config.images_after is not None:
+        pictures = Pictures(writer, parts.probe.tags, examination.theory, config.images_after)
+        observers.append(pictures)
+    recorder = Recorder(parts.probe, writer, skip_non_finite=parts.skip_non_finite, observers=observers)
     started = time.perf_counter()
     try:
         if parts.measure_norms:
@@ -67,10 +57,10 @@ def run(config: Config, directory: Path | None = None) -> dict[str, Any]:
         with console.display(config, parts) as display:
             outcome = _fit(config, parts, recorder, display, judge)
         if parts.measure_norms:
-            verdict = judge.verdict()
-            remedies = remedies_for(config, inputs, verdict, correlations=correlations, typical_norm=judge.typical_norm)
-            record["verdict"] = replace(verdict, remedies=remedies).to_dict()
+            record["verdict"] = examination.verdict(judge).to_dict()
         record |= _closing_record(outcome, recorder, time.perf_counter() - started)
+        if pictures is not None:
+            pictures.finish()
         writer.write_summary(dashboard.hparams_end(outcome.status == "completed"))
     except KeyboardInterrupt:
         record |= {"status": "interrupted", "seconds": time.perf_counter() - started}
@@ -120,9 +110,6 @@ def _opening_record(config: Config, parts: Parts) -> dict[str, Any]:
         "git_commit": reproducibility.git_commit(),
         "parameters": sum(p.numel() for p in parts.model.parameters()),
         "layers": parts.probe.tags,
-        "hidden_layers": len(parts.probe.hidden),
-        "adaptive_optimizer": config.optimizer.name in ADAPTIVE,
-        "chance_loss": chance_loss(parts.loss, parts.data.train.targets, parts.data.out_features),
     }
 
 

@@ -33,7 +33,7 @@ LAYERS = [
     {"remedies"},
     {"measure.recorder"},
     {"training", "monitor"},
-    {"console", "assembly", "probing", "report"},
+    {"console", "assembly", "examination", "probing", "report"},
     {"runner"},
     {"cli"},
     {"__main__", ""},

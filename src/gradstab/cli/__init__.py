@@ -25,6 +25,11 @@ commands:
                         gradstab train model=deep_mlp act=sigmoid       watch the gradient vanish
                         gradstab train -m act=sigmoid,tanh,relu         a sweep
                         gradstab train --cfg job                        show the configuration, do not train
+  probe [OVERRIDES]   look at a network's gradient before any training, beside what theory predicts
+                        gradstab probe act=sigmoid init=xavier_normal   will it vanish, and what mends it?
+                        gradstab probe probe.jacobian=true --json       singular values too, as JSON
+  report DIR...       one page for a run, several, or a whole sweep (gradstab report --help)
+                        gradstab report outputs/sigmoid --figures png   report.html and the pictures by themselves
   list [GROUP]        every option of every group, with its knobs and the paper it is from
 
 options:
@@ -57,6 +62,14 @@ def main(args: Sequence[str]) -> int:
                 from gradstab.cli.train import train
 
                 return say(USAGE) if asks_for_help else train(rest)
+            case "probe":
+                from gradstab.cli.probe import probe
+
+                return say(USAGE) if asks_for_help else probe(rest)
+            case "report":
+                from gradstab.cli.report import report
+
+                return report(rest)
             case "list":
                 return say(USAGE) if asks_for_help else list_options(rest)
             case "-sc" | "--shell-completion" | "--shell_completion":
@@ -67,7 +80,9 @@ def main(args: Sequence[str]) -> int:
                 sys.stderr.write(USAGE)
                 return BAD_INPUT
             case _:
-                return complain(f"{command}: there is no such command; allowed: train, list (see gradstab --help)")
+                return complain(
+                    f"{command}: there is no such command; allowed: train, probe, report, list (see gradstab --help)"
+                )
     except ConfigError as error:
         return complain(*error.problems)
     except GradstabError as error:

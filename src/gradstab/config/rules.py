@@ -134,6 +134,11 @@ def _stop_on(config: Config, _was_set: Callable[[str], bool]) -> Iterator[str]:
         yield "stop_on=non_finite: on_divergence=stop ends a run there anyway; leave it out, or set on_divergence=skip"
 
 
+def _images(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
+    if config.measure.name == "none" and config.images_after is not None and was_set("images_after"):
+        yield f"images_after={config.images_after}: no effect with measure=none; allowed: null"
+
+
 def _never(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
     """Knobs that would take effect only after the run's end."""
     for key, when in (
@@ -148,4 +153,4 @@ def _never(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
             yield f"{key}={value}: {when} in {config.total_steps} steps; allowed: less than that"
 
 
-_RULES: tuple[Rule, ...] = (_length, _depth, _norm_position, _data, _init, _stop_on, _never)
+_RULES: tuple[Rule, ...] = (_length, _depth, _norm_position, _data, _init, _stop_on, _images, _never)

@@ -20,6 +20,10 @@ def _batch_size_problem(value: Any) -> str | None:
     return None if value == "full" or positive_int(value) else "must be a whole number above 0, or full"
 
 
+def _images_problem(value: Any) -> str | None:
+    return None if value is None or positive_int(value) else "must be a whole number above 0, or null for no pictures"
+
+
 def _device_problem(value: Any) -> str | None:
     known = isinstance(value, str) and re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value)
     return None if known else "must be one of auto, cpu, cuda, cuda:N, mps"
@@ -40,7 +44,8 @@ class Run:
     """The run's own scalars.
 
     ``steps`` and ``epochs`` exclude each other; with neither, a run has 1,000 steps. A ``batch_size`` of None
-    stands for 128, or all samples where there are fewer. ``stop_on`` names the verdicts that end a run early.
+    stands for 128, or all samples where there are fewer. ``stop_on`` names the verdicts that end a run early. Pictures
+    go to TensorBoard after ``images_after`` steps, whenever the run is twice as long, and at its end.
     """
 
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
@@ -51,6 +56,7 @@ class Run:
     target_loss: float | None = number(None, at_least=0)
     on_divergence: str = choice("stop", "stop", "skip")
     stop_on: Any = checked(None, _stop_on_problem, f"one or several of {', '.join(KINDS)}")
+    images_after: Any = checked(500, _images_problem, "a number of steps, or null for no pictures")
     device: str = checked("auto", _device_problem, "auto | cpu | cuda | cuda:N | mps")
     precision: str = choice("float32", "float32", "float64", "bfloat16")
     deterministic: bool = False

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradstab.config.verdict_options import KINDS, Thresholds
 from gradstab.events import Records, Vector
@@ -16,6 +17,7 @@ from gradstab.measure.rules import Holding, Profile, loss_rules, profile_rules
 from gradstab.measure.verdict import Finding, Verdict
 
 LOSS_WINDOW, EARLY_STEPS = 5, 25
+LOOKED_AT = {"train/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped"}
 
 
 class Judge:
@@ -24,7 +26,8 @@ class Judge:
     ``layers`` are all layers' tags, nearest the input first, of which the first ``hidden`` have an activation.
     ``theory`` is what run.json holds under that key. ``chance_loss`` is the loss of the best constant output, which
     learning has to beat; without it, the first steps' loss stands in. ``adaptive`` is whether the optimizer divides
-    by the size of past gradients. Memory does not grow with the run.
+    by the size of past gradients. ``depth_layers`` are the tags of those whose δ makes up the profile over depth, the
+    hidden ones unless told otherwise. Memory does not grow with the run.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Judge:
         theory: Mapping[str, Any] | None = None,
         chance_loss: float | None = None,
         adaptive: bool = False,
+        depth_layers: Sequence[str] | None = None,
     ) -> None:
         self._layers = list(layers)
         self._hidden = hidden
@@ -43,6 +47,8 @@ class Judge:
         self._theory = theory or {}
         self._chance = chance_loss
         self._adaptive = adaptive
+        places = {tag: index for index, tag in enumerate(self._layers)}
+        self._depth = list(range(hidden)) if depth_layers is None else [places[tag] for tag in depth_layers]
         self._losses: deque[float] = deque(maxlen=LOSS_WINDOW)
         self._early_norms: list[float] = []
         self._seen = 0
@@ -55,7 +61,8 @@ class Judge:
 
     def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
         """Take one step's values, as the event file gets them; steps come in order."""
-        if "train/loss" not in scalars:
+        # A step that the loss scaler skipped overflowed by design, and changed nothing.
+        if "train/loss" not in scalars or scalars.get("amp/skipped"):
             return
         loss = scalars["train/loss"]
         self._step = step
@@ -78,6 +85,7 @@ class Judge:
             profile = Profile(
                 self._layers,
                 self._hidden,
+                self._depth,
                 dict(vectors),
                 first=self._seen == 1,
                 stalled=self._level() > self._thresholds.plateau,
@@ -115,7 +123,7 @@ class Judge:
 
     def _level(self) -> float:
         """The recent loss over that of guessing; inf before there is any."""
-        return float(np.mean(self._losses)) / self._chance if self._losses and self._chance else math.inf
+        return sum(self._losses) / len(self._losses) / self._chance if self._losses and self._chance else math.inf
 
     def _keep(self, step: int, holdings: Sequence[Holding], source: str) -> None:
         now = {f"{source}/{holding.kind}/{holding.rule}": holding for holding in holdings}
@@ -128,8 +136,12 @@ class Judge:
     def _note_non_finite(
         self, step: int, loss: float, scalars: Mapping[str, float], vectors: Mapping[str, Vector]
     ) -> None:
-        norms = vectors.get("grad_norm")
-        bad = [] if norms is None else [self._layers[int(i)] for i in np.flatnonzero(~np.isfinite(norms))]
+        bad: list[str] = []
+        for quantity in ("grad_norm", "signal_grad_norm"):
+            if not bad and quantity in vectors:
+                # A signal is NaN where a layer never shows one.
+                wrong = np.isinf if quantity == "signal_grad_norm" else _not_finite
+                bad = [self._layers[int(i)] for i in np.flatnonzero(wrong(vectors[quantity]))]
         broken_norm = not np.isfinite(scalars.get("global_grad_norm/pre_clip", 0.0))
         if np.isfinite(loss) and not bad and not broken_norm:
             return
@@ -179,6 +191,10 @@ class Judge:
         return f"mean-field theory {word}: {factor:.3g} per layer at initialisation, {whole} over the depth"
 
 
+def _not_finite(values: Vector) -> NDArray[np.bool_]:
+    return ~np.isfinite(values)
+
+
 def judge_records(records: Records, run: Mapping[str, Any], thresholds: Thresholds | None = None) -> Verdict:
     """The verdict on a recorded run: its event file's records and its run.json, as far as they got."""
     layers = records.layers or list(run.get("layers", ()))
@@ -190,9 +206,11 @@ def judge_records(records: Records, run: Mapping[str, Any], thresholds: Threshol
         theory=run.get("theory"),
         chance_loss=run.get("chance_loss"),
         adaptive=run.get("adaptive_optimizer", False),
+        depth_layers=run.get("depth_layers"),
     )
     scalars: dict[int, dict[str, float]] = {}
-    for tag, series in records.scalars.items():
+    for tag in LOOKED_AT & records.scalars.keys():
+        series = records.scalars[tag]
         for step, value in zip(series.steps.tolist(), series.values.tolist(), strict=True):
             scalars.setdefault(step, {})[tag] = value
     vectors: dict[int, dict[str, Vector]] = {}

@@ -37,13 +37,15 @@ class Holding:
 
 @dataclass(frozen=True)
 class Profile:
-    """All quantities of one measured step: ``first`` before any update, ``stalled`` with a loss on the plateau,
+    """All quantities of one measured step, ``depth`` being the layers a line is drawn through: ``first`` before any
+    update, ``stalled`` with a loss on the plateau,
     ``rising`` with a learning rate that was lower before, ``adaptive`` with steps that do not shrink as gradients do,
     ``signal_share`` what theory leaves of the signal under dropout at initialisation, 1 without.
     """
 
     layers: Sequence[str]
     hidden: int
+    depth: Sequence[int]
     vectors: dict[str, Vector]
     first: bool
     stalled: bool
@@ -75,15 +77,21 @@ def profile_rules(profile: Profile, t: Thresholds) -> list[Holding]:
 
 def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     """The per-sample gradient δ spans too many decades over the hidden layers."""
-    delta = profile.vectors["signal_grad_norm"][: profile.hidden]
-    if len(delta) < 2 or not np.isfinite(delta).all():
+    signals = profile.vectors["signal_grad_norm"]
+    # NaN stands for a layer that never shows a gradient: frozen, or not used.
+    known = [i for i in profile.depth if not np.isnan(signals[i])]
+    layers = [profile.layers[i] for i in known]
+    delta = signals[known]
+    if len(delta) < 2 or np.isinf(delta).any():
         return []
     low, high = int(delta.argmin()), int(delta.argmax())
     if delta[high] == 0:
         text = "no gradient reaches any hidden layer: δ is 0 in all of them"
-        layers = tuple(profile.layers[: profile.hidden])
-        return [_span("vanishing", WHOLE_RANGE, *_depth_limit(profile, t, True), text, layers)]
+        return [_span("vanishing", WHOLE_RANGE, *_depth_limit(profile, t, True), text, tuple(layers))]
     decades = float(np.log10(delta[high] / delta[low])) if delta[low] > 0 else WHOLE_RANGE
+    # Most looks end here; the line through the profile is for those that do not.
+    if decades <= min(_depth_limit(profile, t, falls)[0] for falls in (True, False)):
+        return []
     line = depth_factor(delta.tolist())
     falls = low < high if line is None else line.factor < 1
     limit, key = _depth_limit(profile, t, falls)
@@ -91,13 +99,13 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
         return []
     fit = "" if line is None else f", {line.factor:.3g} per layer towards the input (R² {line.r2:.2f})"
     ratio = f"a factor of {10**decades:.2g}" if delta[low] > 0 else "down to 0"
-    text = f"δ spans {ratio} between {profile.layers[high]} and {profile.layers[low]}{fit}: " + (
+    text = f"δ spans {ratio} between {layers[high]} and {layers[low]}{fit}: " + (
         "layers near the input hardly get a gradient" if falls else "the gradient grows on its way to the input"
     )
     # The layers beyond the limit, counted from the sound end.
     beyond = delta < delta[high] * 10**-limit if falls else delta > delta[low] * 10**limit
-    layers = _where(profile, beyond)
-    return [_span("vanishing" if falls else "exploding", decades, limit, key, text, layers)]
+    where = tuple(layers[int(i)] for i in np.flatnonzero(beyond))
+    return [_span("vanishing" if falls else "exploding", decades, limit, key, text, where)]
 
 
 def _depth_limit(profile: Profile, t: Thresholds, falls: bool) -> tuple[float, str]:

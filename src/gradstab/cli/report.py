@@ -1,0 +1,108 @@
+"""``gradstab report``: the words of the command, checked, and handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradstab.cli.output import complain, say
+from gradstab.errors import ConfigError
+
+USAGE = """\
+gradstab report: one page for a run, for several, or for a whole sweep
+
+usage: gradstab report DIR... [options]
+
+DIR is a run's directory or any folder with runs below it; finished, running and broken runs are all read.
+
+options:
+  --out FILE|DIR       where the page goes: a name that ends in .html, or a folder for report.html
+                       (default: in DIR itself; with several, in the current folder)
+  --figures KINDS      the pictures by themselves as well: png, svg, pdf, or several with commas between them
+  --steps N,N,...      the steps to draw profiles over depth at (default: a few of the measured ones)
+  --csv                the per-layer records as a table: run, step, layer, quantity, value
+  --parquet            the same as a Parquet file (needs pyarrow: pip install 'gradstab[parquet]')
+  -h, --help           this text
+
+Pictures and tables stand beside the page and take its name: report_figures/, report.csv, report.parquet.
+"""
+KINDS = ("png", "svg", "pdf")
+FLAGS = ("--out", "--figures", "--steps", "--csv", "--parquet", "--help")
+
+
+def report(args: Sequence[str]) -> int:
+    """Report on the runs in the folders that ``args`` name; returns the exit code."""
+    folders: list[Path] = []
+    values: dict[str, list[str]] = {}
+    rest = list(args)
+    only_folders = False
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        if only_folders or not word.startswith("-") or word == "-":
+            folders.append(_folder(word))
+        elif word == "--":
+            only_folders = True
+        elif flag in ("-h", "--help"):
+            return say(USAGE)
+        elif flag in ("--csv", "--parquet"):
+            if equals:
+                raise ConfigError(f"{word}: takes no value")
+            values[flag] = []
+        elif flag in ("--out", "--figures", "--steps"):
+            values.setdefault(flag, []).extend([value] if equals else _following(flag, rest))
+        else:
+            raise ConfigError(f"{word}: there is no such flag; allowed: {', '.join(FLAGS)}")
+    if not folders:
+        raise ConfigError("report: names no folder; allowed: run directories, or folders with runs in them")
+    # What is asked for may be wrong in several ways; all are told before anything is read or drawn.
+    out, kinds, steps = (
+        _out(values.get("--out", [])),
+        _kinds(values.get("--figures")),
+        _steps(values.get("--steps", [])),
+    )
+    from gradstab.report.build import Request, build
+
+    request = Request(tuple(folders), out, kinds, steps, "--csv" in values, "--parquet" in values)
+    return say(build(request, complain) + "\n")
+
+
+def _folder(word: str) -> Path:
+    if not word or "\0" in word:
+        raise ConfigError(f"{word!r}: is no folder; allowed: run directories, or folders with runs in them")
+    return Path(word).expanduser()
+
+
+def _following(flag: str, rest: list[str]) -> list[str]:
+    """The value of a flag in the words behind it; several only where none can be a folder meant as one."""
+    if not rest or rest[0].startswith("--"):
+        raise ConfigError(f"{flag}: needs a value (see gradstab report --help)")
+    taken = [rest.pop(0)]
+    while flag == "--figures" and rest and rest[0] in KINDS:
+        taken.append(rest.pop(0))
+    return taken
+
+
+def _out(values: Sequence[str]) -> Path | None:
+    if len(values) > 1:
+        raise ConfigError(f"--out {values[-1]}: was given already as {values[0]}; allowed: one place")
+    if values and (not values[0] or "\0" in values[0]):
+        raise ConfigError(f"--out {values[0]!r}: is no place; allowed: a folder, or a file's name that ends in .html")
+    return Path(values[0]).expanduser() if values else None
+
+
+def _kinds(values: Sequence[str] | None) -> tuple[str, ...]:
+    words = [word for value in values or () for word in value.split(",")]
+    for word in words:
+        if word not in KINDS:
+            raise ConfigError(f"--figures {word}: is no kind of picture; allowed: {', '.join(KINDS)}")
+    return tuple(dict.fromkeys(words))
+
+
+def _steps(values: Sequence[str]) -> tuple[int, ...]:
+    steps = []
+    for word in (word.strip() for value in values for word in value.split(",")):
+        if not (word.isascii() and word.isdecimal()) or len(word) > 18:
+            raise ConfigError(f"--steps {word}: is no step; allowed: whole numbers from 0, with commas between them")
+        steps.append(int(word))
+    return tuple(dict.fromkeys(steps))

@@ -1,0 +1,173 @@
+"""What a watched run leaves on disk: run.json from the start on, the event file, and the verdict on both."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradstab import reproducibility, run_directory
+from gradstab.config.optimizer_options import ADAPTIVE
+from gradstab.config.verdict_options import Thresholds
+from gradstab.errors import ConfigError, GradstabError
+from gradstab.measure.diagnosis import Judge
+from gradstab.measure.recorder import Recorder, StepRecord
+from gradstab.measure.verdict import Verdict
+from gradstab.monitor.gradients import WatchedNorms
+from gradstab.monitor.ledger import Ledger
+
+
+class Book:
+    """Records one watched run in its directory; the event file is opened once its layers have an order.
+
+    ``notes`` are lines on what could not be measured.
+    """
+
+    def __init__(
+        self, directory: Path, model: nn.Module, thresholds: Thresholds, chance_loss: float | None, *, scaled: bool
+    ) -> None:
+        self.directory = directory
+        self.notes: list[str] = []
+        self.closed = False
+        self._thresholds = thresholds
+        self._scaled = scaled
+        self._clips = False
+        self._started = time.perf_counter()
+        self._evaluation: tuple[float, float | None] | None = None
+        self._record = _opening_record(model, chance_loss)
+        self._opened: tuple[Recorder, Ledger, Judge] | None = None
+
+    def uses(self, optimizer: Optimizer) -> None:
+        """Note that this optimizer moves the network: steps of some keep their size however small gradients are."""
+        self._record["adaptive_optimizer"] |= any(name in type(optimizer).__name__.lower() for name in ADAPTIVE)
+
+    def write_opening(self, norms: WatchedNorms) -> None:
+        """Write run.json as far as it is known, with the layers in their present order."""
+        self._record |= {"layers": norms.tags, "hidden_layers": len(norms.hidden)}
+        self._record["depth_layers"] = [norms.tags[i] for i in norms.depth]
+        run_directory.write_run(self.directory, self._record | {"notes": self.notes})
+
+    def add(self, record: StepRecord, post: Tensor | None, unknown: Sequence[str], norms: WatchedNorms) -> None:
+        """Record one step. ``post`` are the norms after clipping where it was seen, ``unknown`` tags to leave out."""
+        recorder, ledger, _ = self._open(norms)
+        if post is not None and not self._clips:
+            # Steps cross to the host together only where all have the same values.
+            recorder.flush()
+            self._clips = True
+        if self._clips:
+            record.post_norms = record.norms if post is None else post
+        if unknown:
+            ledger.leave_out(record.step, *unknown)
+        recorder.add(record)
+        if recorder.due:
+            recorder.flush()
+
+    def evaluated(self, step: int, loss: float, accuracy: float | None, norms: WatchedNorms) -> None:
+        """Record an evaluation after ``step`` steps."""
+        self._evaluation = (loss, accuracy)
+        self._open(norms)[0].write_evaluation(step, loss, accuracy)
+
+    def verdict(self) -> Verdict:
+        """The verdict on all that was added."""
+        if self._opened is None:
+            raise GradstabError(f"{self.directory}: no step was recorded yet; call step(loss) after backward()")
+        recorder, _, judge = self._opened
+        if not self.closed:
+            recorder.flush()
+        return judge.verdict()
+
+    def close(self, status: str, reason: str, norms: WatchedNorms) -> int:
+        """Write what is left, the verdict and run.json; returns how many steps were recorded."""
+        recorder, ledger, judge = self._open(norms)
+        try:
+            recorder.flush()
+            record = self._record | _closing_record(recorder, ledger, status, reason)
+            record["seconds"] = time.perf_counter() - self._started
+            if self._evaluation is not None:
+                record["test_loss"], record["test_accuracy"] = self._evaluation
+            if recorder.recorded_steps:
+                record["verdict"] = judge.verdict().to_dict()
+            run_directory.write_run(self.directory, record | {"notes": self.notes})
+        finally:
+            self.closed = True
+            ledger.close()
+        return recorder.recorded_steps
+
+    def _open(self, norms: WatchedNorms) -> tuple[Recorder, Ledger, Judge]:
+        if self._opened is None:
+            chance = self._record["chance_loss"]
+            judge = Judge(
+                norms.tags,
+                len(norms.hidden),
+                self._thresholds,
+                theory=self._record["theory"],
+                chance_loss=chance,
+                adaptive=self._record["adaptive_optimizer"],
+                depth_layers=self._record["depth_layers"],
+            )
+            ledger = Ledger(self.directory, norms.tags, judge, depth=norms.depth, scaled=self._scaled)
+            self._opened = Recorder(norms, ledger, skip_non_finite=True), ledger, judge
+        return self._opened
+
+
+def make_directory(directory: str | Path | None) -> Path:
+    """The run's own directory, made; a new one under outputs/watch for None."""
+    path = Path(directory or f"outputs/watch/{run_directory.new_name()}").expanduser()
+    try:
+        return run_directory.create(path)
+    except ConfigError as error:
+        raise ConfigError(*(problem.replace("out_dir=", "directory=") for problem in error.problems)) from error
+
+
+def _opening_record(model: nn.Module, chance_loss: float | None) -> dict[str, Any]:
+    """What run.json says of a watched run from the start on."""
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    return {
+        "status": "running",
+        "reason": "",
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "planned_steps": None,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "seed": None,
+        "versions": reproducibility.versions(),
+        "git_commit": reproducibility.git_commit(),
+        "watched": type(model).__name__,
+        "parameters": sum(p.numel() for p in parameters),
+        "adaptive_optimizer": False,
+        "chance_loss": chance_loss,
+        "theory": {"reason": "a watched network has no configuration that theory could predict from"},
+    }
+
+
+def _closing_record(recorder: Recorder, ledger: Ledger, status: str, reason: str) -> dict[str, Any]:
+    """What run.json says besides once the run has ended."""
+    latest, depth, broken = recorder.latest, ledger.latest_depth, ledger.non_finite
+    if status == "completed" and broken is not None and not math.isfinite(latest.loss):
+        status, reason = "diverged", f"non-finite {broken['quantity']} since step {broken['step']}"
+    norms = latest.layer_grad_norms
+    record: dict[str, Any] = {
+        "status": status,
+        "reason": reason,
+        "steps": recorder.recorded_steps,
+        "skipped_steps": ledger.skipped_steps,
+        "clipped_steps": recorder.clipped_steps,
+        "train_loss": latest.loss if recorder.recorded_steps else None,
+        "test_loss": None,
+        "test_accuracy": None,
+        "best_test_accuracy": None,
+        "depth_factor": depth.factor if depth else None,
+        "depth_factor_r2": depth.r2 if depth else None,
+        "first_layer_grad_norm": norms[0] if norms else None,
+        "last_layer_grad_norm": norms[-1] if norms else None,
+    }
+    return record | ({} if broken is None else {"non_finite": broken})

@@ -1,0 +1,147 @@
+"""The norms of whatever gradients a loop leaves behind: missing, sparse, complex, scaled, on several devices."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradstab.errors import ConfigError
+from gradstab.measure import quantities as q
+from gradstab.measure.probe import GradientNorms
+from gradstab.monitor.layers import WatchedLayer
+
+SMALL = 2048
+_GRAD = operator.attrgetter("grad")
+
+
+class WatchedNorms(GradientNorms[WatchedLayer]):
+    """The norms of all gradients of a network, and of each watched layer's.
+
+    ``depth`` are the positions of the layers that a depth factor is taken over, because they are alike: those that are
+    known to feed an activation; with fewer than two known, all but embeddings and the last, which is taken for the
+    output. ``width`` is the length of vectors over activations: without the last layer, if that feeds none.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], layers: Sequence[WatchedLayer]) -> None:
+        super().__init__((p for p in parameters if p.is_floating_point() or p.is_complex()), layers)
+        self.device = self.parameters[0].device
+        self._index = {id(parameter): i for i, parameter in enumerate(self.parameters)}
+        first = self.parameters[0]
+        self._uniform = not first.is_complex() and all(
+            p.device == first.device and p.dtype == first.dtype for p in self.parameters
+        )
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for i, parameter in enumerate(self.parameters):
+            if parameter.numel() <= SMALL and first.device.type == "cpu":
+                shapes.setdefault(tuple(parameter.shape), []).append(i)
+        self._small = [group for group in shapes.values() if len(group) > 1]
+        stacked = {i for group in self._small for i in group}
+        self._single = [i for i in range(len(self.parameters)) if i not in stacked]
+        order = [*self._single, *(i for group in self._small for i in group)]
+        self._back = torch.tensor(order, device=self.device).argsort()
+
+    @property
+    def hidden(self) -> tuple[WatchedLayer, ...]:
+        """The layers of the depth factor where they are the first ones, and none where others stand between them."""
+        return self.layers[: len(self.depth)] if self.depth == list(range(len(self.depth))) else ()
+
+    @property
+    def width(self) -> int:
+        return len(self.layers) - (self.layers[-1].activation is None)
+
+    @property
+    def depth(self) -> list[int]:
+        known = [i for i, layer in enumerate(self.layers) if layer.activation is not None]
+        if len(known) > 1:
+            return known
+        kinds = (nn.Embedding, nn.EmbeddingBag)
+        return [i for i in range(self.width) if not isinstance(self.layers[i].module, kinds)]
+
+    def positions(self, parameters: Iterable[nn.Parameter]) -> list[int]:
+        """Where these parameters stand in ``parameters``; those of other networks are left out."""
+        return [self._index[id(p)] for p in parameters if id(p) in self._index]
+
+    def take(self, positions: Sequence[int] | None = None) -> Tensor:
+        """The norm of each gradient as it is, [P]; 0 where there is none, or where ``positions`` leave it out."""
+        chosen = range(len(self.parameters)) if positions is None else positions
+        grads: list[Any] = list(map(_GRAD, self.parameters))
+        if positions is not None:
+            grads = [grads[i] for i in positions]
+        if self._uniform and positions is None:
+            # Missing and sparse ones are exceptions: asking every gradient each time costs more than most norms.
+            with contextlib.suppress(TypeError, RuntimeError):
+                return self._widened(grads, self._all(grads))
+        present = [g for g in grads if g is not None]
+        plain = self._uniform and not any(g.is_sparse for g in present)
+        norms = torch.zeros(len(self.parameters), device=self.device, dtype=self._dtype or torch.float32)
+        if not present:
+            return norms
+        found = self._widened(present, self.grad_norms(present)) if plain else self._one_by_one(present)
+        norms = norms.to(torch.promote_types(norms.dtype, found.dtype))
+        norms[[i for i, g in zip(chosen, grads, strict=True) if g is not None]] = found.to(norms.dtype)
+        return norms
+
+    def _all(self, grads: Sequence[Tensor]) -> Tensor:
+        """The norms of all gradients; on the CPU, many small ones of a shape are stacked and cost a call together."""
+        if not self._small:
+            return self.grad_norms(grads)
+        single = torch._foreach_norm([grads[i] for i in self._single], 2, dtype=self._dtype) if self._single else []
+        rows: list[Tensor] = [torch.stack(list(single))] if single else []
+        for group in self._small:
+            stacked = torch.stack([grads[i] for i in group]).flatten(1)
+            rows.append(torch.linalg.vector_norm(stacked, dim=1, dtype=self._dtype))
+        return torch.cat(rows)[self._back]
+
+    def _widened(self, grads: Sequence[Tensor], norms: Tensor) -> Tensor:
+        """Where float32 could not hold the squares of tiny or huge gradients, their norms taken again in float64."""
+        if not self._may_widen or norms.dtype != torch.float32:
+            return norms
+        beyond = [i for i, value in enumerate(norms.tolist()) if not 1e-16 < value < 1e18]
+        if beyond:
+            norms = norms.double()
+            norms[beyond] = q.norms([_dense(grads[i]) for i in beyond], torch.float64)
+        return norms
+
+    def _one_by_one(self, grads: Sequence[Tensor]) -> Tensor:
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        found = [torch.linalg.vector_norm(_dense(g), dtype=wide) for g in grads]
+        return torch.stack([norm.to(self.device) for norm in found])
+
+
+def _dense(grad: Tensor) -> Tensor:
+    """The values of a gradient as real numbers: a sparse one lists a row once for every time it was looked up."""
+    if grad.is_sparse:
+        grad = grad.coalesce().values()
+    return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
+
+
+def scale_of(scaler: Any) -> Tensor | None:
+    """The factor by which a GradScaler multiplies the loss now, on its device; None where it multiplies nothing."""
+    if scaler is None or not scaler.is_enabled():
+        return None
+    scale: Tensor | None = scaler._scale
+    # The scaler changes it in place.
+    return None if scale is None else scale.detach().clone()
+
+
+def is_unscaled(scaler: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether ``scaler.unscale_`` (or ``scaler.step``) has divided this optimizer's gradients by the scale already."""
+    state = scaler._per_optimizer_states.get(id(optimizer))
+    return state is not None and state["stage"].name != "READY"
+
+
+def unscaled_optimizers(scaler: Any) -> tuple[int, int]:
+    """Of how many optimizers this scaler has divided the gradients since its last update, and how many it has met."""
+    stages = [state["stage"].name for state in scaler._per_optimizer_states.values()]
+    return sum(stage != "READY" for stage in stages), len(stages)
+
+
+def check_scaler(scaler: Any) -> None:
+    """Raises :class:`ConfigError` for what is no GradScaler."""
+    if scaler is not None and not (hasattr(scaler, "unscale_") and hasattr(scaler, "_per_optimizer_states")):
+        raise ConfigError(f"scaler={type(scaler).__name__}: has to be a torch.amp.GradScaler, or None")

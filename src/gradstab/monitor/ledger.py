@@ -1,0 +1,114 @@
+"""The event file of a watched run, which the judge reads along."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event
+
+from gradstab.decoding import VECTOR_PREFIX
+from gradstab.events import EventWriter, Vector
+from gradstab.measure.depth import DepthFactor, depth_factor
+from gradstab.measure.diagnosis import Judge
+
+SKIPPED = "amp/skipped"
+# An event, its scalars' values, and for each vector its tensor and the values of the layers shown one by one.
+_Template = tuple[Event, list[Any], list[tuple[Any, list[tuple[int, Any]]]]]
+
+
+class Ledger(EventWriter):
+    """The event file of a watched run, and the judge, which is told the same.
+
+    ``depth`` are the positions of the layers that a depth factor is taken over. What is not known of a step
+    (:meth:`leave_out`) is left out, not written as NaN. With ``scaled`` losses a step whose gradients were not finite
+    is one that the GradScaler skips: it is marked as such, and the judge is not told of it.
+    """
+
+    def __init__(
+        self, directory: Path, layers: Sequence[str], judge: Judge, *, depth: Sequence[int], scaled: bool
+    ) -> None:
+        super().__init__(directory, layers)
+        self.non_finite: dict[str, Any] | None = None
+        self.skipped_steps = 0
+        self.latest_depth: DepthFactor | None = None
+        self._judge = judge
+        self._depth = list(depth)
+        self._scaled = scaled
+        self._unknown: dict[int, set[str]] = {}
+        self._templates: dict[Any, _Template] = {}
+
+    def leave_out(self, step: int, *tags: str) -> None:
+        """Say which scalars of a step are not known."""
+        self._unknown.setdefault(step, set()).update(tags)
+
+    def write(
+        self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector], wall_time: float | None = None
+    ) -> None:
+        unknown = self._unknown.pop(step, None)
+        known = {tag: value for tag, value in scalars.items() if not (unknown and tag in unknown)}
+        whole = known.get("global_grad_norm/pre_clip", 0.0)
+        skipped = self._scaled and not math.isfinite(whole)
+        if "signal_grad_norm" in vectors:
+            line = depth_factor(vectors["signal_grad_norm"][self._depth].tolist())
+            if line is not None:
+                self.latest_depth = line
+                known["depth_factor"], known["depth_factor_r2"] = line.factor, line.r2
+        if self._scaled and "grad_norm" in vectors:
+            known[SKIPPED] = float(skipped)
+            self.skipped_steps += skipped
+        if self.non_finite is None and not skipped:
+            self.non_finite = self._non_finite(step, known.get("train/loss", 0.0), whole, vectors)
+        self._append(step, known, vectors, wall_time)
+        self._judge.observe(step, known, vectors)
+
+    def _append(
+        self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector], wall_time: float | None
+    ) -> None:
+        """Write a step's record; one like an earlier one is that one's message with other numbers.
+
+        Putting together the same tags at every step would cost as much as taking the norms.
+        """
+        key = (*scalars, *((quantity, len(vector)) for quantity, vector in vectors.items()))
+        template = self._templates.get(key)
+        if template is None:
+            # What a quantity is called for the first time with, its description, is not for the template.
+            if self._described.issuperset(VECTOR_PREFIX + quantity for quantity in vectors):
+                self._templates[key] = self._template(scalars, vectors)
+            super().write(step, scalars, vectors, wall_time)
+            return
+        event, scalar_slots, vector_slots = template
+        event.wall_time, event.step = wall_time or time.time(), step
+        for slot, value in zip(scalar_slots, scalars.values(), strict=True):
+            slot.simple_value = value
+        for (tensor, layer_slots), vector in zip(vector_slots, vectors.values(), strict=True):
+            tensor.tensor_content = vector.astype("<f8", copy=False).tobytes()
+            values = vector.tolist()
+            for index, slot in layer_slots:
+                slot.simple_value = values[index]
+        self._write(event)
+
+    def _template(self, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> _Template:
+        event = Event()
+        values = event.summary.value
+        scalar_slots = [values.add(tag=tag) for tag in scalars]
+        vector_slots = []
+        for quantity, vector in vectors.items():
+            values.append(self._vector(quantity, vector))
+            tensor = values[-1].tensor
+            slots = [(index, values.add(tag=tag)) for index, tag in self._layer_scalars(quantity, len(vector))]
+            vector_slots.append((tensor, slots))
+        return event, scalar_slots, vector_slots
+
+    def _non_finite(self, step: int, loss: float, whole: float, vectors: Mapping[str, Vector]) -> dict[str, Any] | None:
+        if math.isfinite(loss) and math.isfinite(whole):
+            return None
+        norms = vectors.get("grad_norm")
+        bad = [] if norms is None else np.flatnonzero(~np.isfinite(norms)).tolist()
+        # Backward runs from the output down: the broken layer nearest the output is where it began.
+        layer = self._layers[bad[-1]] if bad and math.isfinite(loss) else None
+        return {"step": step, "quantity": "gradient" if math.isfinite(loss) else "loss", "layer": layer}

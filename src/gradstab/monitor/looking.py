@@ -1,0 +1,146 @@
+"""Looking at gradients and weights once: unscaled norms, what changed them since, and the update that followed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradstab.errors import ConfigError
+from gradstab.monitor import gradients
+from gradstab.monitor.gradients import WatchedNorms
+from gradstab.monitor.layers import WatchedLayer
+
+_GRAD, _VERSION = operator.attrgetter("grad"), operator.attrgetter("_version")
+
+
+@dataclass
+class Look:
+    """Gradients as they were when they were looked at: norms [P], and what tells whether they changed since."""
+
+    norms: Tensor
+    grads: list[Tensor | None]
+    versions: list[int]
+
+
+class Looker:
+    """Takes norms as they would be without a GradScaler's factor, of all parameters or of one optimizer's."""
+
+    def __init__(self, norms: WatchedNorms, scaler: Any, optimizers: Sequence[Optimizer]) -> None:
+        self.norms = norms
+        self._scaler = scaler
+        self._optimizers = optimizers
+        self._positions: dict[int, tuple[int, list[int]]] = {}
+
+    def positions(self, optimizer: Optimizer) -> list[int]:
+        """Where an optimizer's parameters stand among the watched network's."""
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        known = self._positions.get(id(optimizer))
+        if known is None or known[0] != count:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            known = self._positions[id(optimizer)] = (count, self.norms.positions(parameters))
+        return known[1]
+
+    @torch.no_grad()
+    def look(self, optimizer: Optimizer | None = None) -> Look:
+        """Look at the gradients of one optimizer's parameters, or of all; norms of all others are 0."""
+        places = None if optimizer is None else self.positions(optimizer)
+        norms = self.norms.take(None if places is None or len(places) == len(self.norms.parameters) else places)
+        optimizers = self._optimizers if optimizer is None else [optimizer]
+        if self._scaler is not None:
+            unscaled = [id(o) for o in optimizers if gradients.is_unscaled(self._scaler, o)]
+            divisor = self._divisor(optimizers, unscaled)
+            norms = norms if divisor is None else norms / divisor
+        if not self._optimizers:
+            return Look(norms, [], [])
+        grads = list(map(_GRAD, self.norms.parameters))
+        return Look(norms, grads, _versions(grads))
+
+    def changed(self, look: Look, optimizer: Optimizer) -> bool:
+        """Whether the gradients of an optimizer were changed in place, or replaced, since that look."""
+        grads = list(map(_GRAD, self.norms.parameters))
+        now = _versions(grads)
+        if all(map(operator.is_, grads, look.grads)) and now == look.versions:
+            return False
+        return any(grads[i] is not look.grads[i] or now[i] != look.versions[i] for i in self.positions(optimizer))
+
+    def _divisor(self, optimizers: Sequence[Optimizer], unscaled: Sequence[int]) -> Tensor | None:
+        """What norms are to be divided by: one factor or one each, [P]; None where the gradients are as they should."""
+        scale = gradients.scale_of(self._scaler)
+        if scale is None:
+            return None
+        scale = scale.to(self.norms.device)
+        if not optimizers:
+            done, known = gradients.unscaled_optimizers(self._scaler)
+            if 0 < done < known:
+                raise ConfigError(
+                    "optimizer=None: the scaler has unscaled some optimizers' gradients and not others'; "
+                    "give watch, or step, the optimizer"
+                )
+            return None if done else scale
+        if not unscaled:
+            return scale
+        if len(unscaled) == len(optimizers):
+            return None
+        divisor = torch.ones(len(self.norms.parameters), device=scale.device)
+        for optimizer in optimizers:
+            if id(optimizer) not in unscaled:
+                divisor[self.positions(optimizer)] = scale
+        return divisor
+
+
+def _versions(grads: Sequence[Tensor | None]) -> list[int]:
+    """How often each gradient was changed in place; -1 where there is none."""
+    try:
+        return list(map(_VERSION, grads))
+    except AttributeError:
+        return [-1 if g is None else g._version for g in grads]
+
+
+@torch.no_grad()
+def weight_norms(layers: Sequence[WatchedLayer]) -> Tensor:
+    """The norm of each layer's weights as the forward pass uses them, [L]."""
+    return _stacked([_norm(layer.effective_weights()) for layer in layers])
+
+
+@torch.no_grad()
+def copied_weights(layers: Sequence[WatchedLayer]) -> list[list[Tensor]]:
+    """Copies of every layer's weights, to hold the next step's against."""
+    return [[weight.clone() for weight in layer.effective_weights()] for layer in layers]
+
+
+@torch.no_grad()
+def update_ratios(layers: Sequence[WatchedLayer], before: Sequence[Sequence[Tensor]]) -> Tensor:
+    """‖ΔW‖/‖W‖ of each layer since ``before`` was copied, [L]; NaN for weights of another shape by now."""
+    ratios = []
+    for layer, old in zip(layers, before, strict=True):
+        new = layer.effective_weights()
+        if [w.shape for w in new] != [w.shape for w in old]:
+            ratios.append(torch.full((), torch.nan))
+        else:
+            changes = [_real(after) - _real(weight) for weight, after in zip(old, new, strict=True)]
+            ratios.append(_norm(changes) / _norm(old))
+    return _stacked(ratios)
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    norms: list[Tensor] = [torch.linalg.vector_norm(_real(tensor)) for tensor in tensors]
+    whole: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return whole
+
+
+def _real(x: Tensor) -> Tensor:
+    """Real numbers in at least single precision."""
+    x = torch.view_as_real(x.detach().resolve_conj()) if x.is_complex() else x.detach()
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(
+        [value.to(values[0].device, torch.float32 if value.device.type == "mps" else torch.float64) for value in values]
+    )

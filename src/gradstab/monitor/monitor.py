@@ -1,0 +1,243 @@
+"""Watching somebody's training loop: one call a step, between the backward pass and the optimizer."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradstab.config.verdict_options import Thresholds
+from gradstab.errors import ConfigError, GradstabError
+from gradstab.measure.recorder import StepRecord
+from gradstab.measure.verdict import Verdict
+from gradstab.monitor import gradients, looking
+from gradstab.monitor.book import Book
+from gradstab.monitor.gradients import WatchedNorms
+from gradstab.monitor.layers import WatchedLayer
+from gradstab.monitor.looking import Look, Looker
+from gradstab.monitor.rows import Row, as_scalar, ending, holds, learning_rate
+from gradstab.monitor.signals import Conventions, Signals
+
+COMPILED = (
+    "the network is compiled, and hooks inside it would not run: of its layers, only gradient norms, weight norms and "
+    "update ratios are measured"
+)
+UNSEEN = (
+    "no layer's forward pass was seen, as if the network were compiled or another one: of its layers, only gradient "
+    "norms, weight norms and update ratios are measured"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a monitor is told about the loop it watches; :func:`gradstab.watch` explains each."""
+
+    every: int | None = 50
+    scaler: Any = None
+    conventions: Conventions = field(default_factory=Conventions)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    chance_loss: float | None = None
+
+    def measures(self, step: int) -> bool:
+        """Whether all quantities are taken at this step, and not norms alone."""
+        return self.every is not None and step % self.every == 0
+
+
+class Monitor:
+    """Watches one network while somebody's own loop trains it; made by :func:`gradstab.watch`.
+
+    Call :meth:`step` once for every update, after the backward passes and before the optimizer. Steps count from 0.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[WatchedLayer], directory: Path, settings: Settings, *, compiled: bool
+    ) -> None:
+        self._layers = list(layers)
+        self._model = model
+        self._settings = settings
+        self._compiled = compiled
+        self._optimizers: list[Optimizer] = []
+        self._hooks: list[Any] = []
+        self._norms = WatchedNorms(model.parameters(), self._layers)
+        self._looker = Looker(self._norms, settings.scaler, self._optimizers)
+        self._looked: Look | None = None
+        self._row: Row | None = None
+        self._step = 0
+        self.signals = Signals(model, self._layers, settings.conventions)
+        scaled = settings.scaler is not None
+        self._book = Book(directory, model, settings.thresholds, settings.chance_loss, scaled=scaled)
+        if compiled:
+            self._book.notes.append(COMPILED)
+            warnings.warn(f"watch: {COMPILED}", stacklevel=3)
+        self._book.write_opening(self._norms)
+        self._prepare()
+        atexit.register(self._at_exit)
+
+    @property
+    def directory(self) -> Path:
+        """Where the run is recorded."""
+        return self._book.directory
+
+    @property
+    def layers(self) -> list[str]:
+        """The watched layers' tags: in order of definition, and from the first step on as the network calls them."""
+        return list(self._norms.tags)
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be measured, a line each; also in run.json."""
+        return list(self._book.notes)
+
+    def follow(self, *optimizers: Optimizer) -> None:
+        """Take these optimizers' learning rates, and look at gradients again as they step: what did clipping do?"""
+        for optimizer in optimizers:
+            if holds(self._optimizers, optimizer):
+                continue
+            if not self._looker.positions(optimizer):
+                raise ConfigError(f"optimizer={type(optimizer).__name__}: updates no parameter of the watched network")
+            self._optimizers.append(optimizer)
+            self._book.uses(optimizer)
+            self._hooks.append(optimizer.register_step_pre_hook(self._at_update))
+            # A closure that runs forward and backward runs inside the step: what it left is seen afterwards.
+            self._hooks.append(optimizer.register_step_post_hook(self._at_update))
+
+    def step(
+        self, loss: Tensor | float | None = None, *, optimizer: Optimizer | None = None, lr: float | None = None
+    ) -> None:
+        """Record one update: call it after the backward passes, before clipping and before ``optimizer.step()``.
+
+        ``loss`` is the step's, unscaled and averaged over micro-batches; without it there can be no verdict.
+        ``optimizer`` limits the look to that optimizer's parameters; calls for several belong to one step until one of
+        them comes again. ``lr`` is recorded where no optimizer is known.
+        """
+        if self._book.closed:
+            raise GradstabError(f"{self.directory}: this monitor is closed; watch again to record another run")
+        if optimizer is not None:
+            self.follow(optimizer)
+        row = self._row
+        if row is not None and optimizer is not None and row.parts and not holds(row.parts, optimizer):
+            self._extend(row, optimizer)
+        else:
+            self._settle()
+            row = self._row = self._begin(loss, optimizer, lr)
+        if optimizer is None or len(row.parts) >= len(self._optimizers):
+            self._prepare()
+
+    def look(self) -> None:
+        """Look at the gradients now, for the next :meth:`step` to record as those before clipping."""
+        self._looked = self._looker.look()
+
+    def evaluated(self, loss: float, accuracy: float | None = None) -> None:
+        """Record a loss, and an accuracy in [0, 1], on data that is not trained on, after the steps so far."""
+        self._book.evaluated(self._step, loss, accuracy, self._norms)
+
+    def verdict(self) -> Verdict:
+        """What is wrong with the run so far, with its evidence; looks at all steps up to now.
+
+        Raises :class:`GradstabError` before the first step.
+        """
+        self._settle()
+        return self._book.verdict()
+
+    def close(self, status: str = "completed", reason: str = "") -> None:
+        """Write what is left and run.json, and take every hook away; only :meth:`verdict` can be asked afterwards."""
+        if self._book.closed:
+            return
+        atexit.unregister(self._at_exit)
+        self.signals.stop()
+        for hook in self._hooks:
+            hook.remove()
+        self._settle()
+        if not self._book.close(status, reason, self._norms) and status == "completed":
+            warnings.warn(f"{self.directory}: no step was recorded; call step(loss) after backward()", stacklevel=2)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(*ending(error))
+
+    def _begin(self, loss: Tensor | float | None, optimizer: Optimizer | None, lr: float | None) -> Row:
+        measured = self._settings.measures(self._step)
+        if self._step == 0:
+            self._arrange()
+        look, self._looked = self._looked or self._looker.look(optimizer), None
+        rate = lr if lr is not None else learning_rate(self._optimizers if optimizer is None else [optimizer])
+        unknown = ["train/loss"] * (loss is None) + ["train/learning_rate"] * (rate is None)
+        record = StepRecord(
+            self._step, math.nan if rate is None else rate, as_scalar(loss, self._norms.device), norms=look.norms
+        )
+        awaiting = self._optimizers if optimizer is None else [optimizer]
+        row = Row(record, look, list(awaiting), [] if optimizer is None else [optimizer], unknown)
+        if measured:
+            record.quantities = self._read()
+            row.before = looking.copied_weights(self._layers)
+        self._step += 1
+        return row
+
+    def _extend(self, row: Row, optimizer: Optimizer) -> None:
+        """Add what another optimizer is about to update to a step that has begun."""
+        row.extend(self._looker.look(optimizer), optimizer, self._looker.positions(optimizer))
+        if row.before is not None and self.signals.active:
+            row.record.quantities = self._read()
+
+    def _at_update(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        """An optimizer is about to step, or has stepped: see what has become of the gradients since the look."""
+        row = self._row
+        if row is None or not holds(row.awaiting, optimizer):
+            return
+        row.awaiting = [other for other in row.awaiting if other is not optimizer]
+        if self._looker.changed(row.look, optimizer):
+            row.clipped(self._looker.look(optimizer).norms, self._looker.positions(optimizer))
+
+    def _settle(self) -> None:
+        """Record the step that was begun last, its update made."""
+        row, self._row = self._row, None
+        if row is None:
+            return
+        if row.before is not None:
+            row.record.quantities["update_ratio"] = looking.update_ratios(self._layers, row.before)
+        self._book.add(row.record, row.post, row.unknown, self._norms)
+
+    def _prepare(self) -> None:
+        """Put hooks in place for the next step where it is to be measured, and take away those of the last."""
+        self.signals.stop()
+        if self._settings.measures(self._step) and not self._compiled:
+            self.signals.start()
+
+    def _arrange(self) -> None:
+        """Put the layers into the order in which the first forward pass met them."""
+        met = {id(layer): place for place, layer in enumerate(self.signals.order)}
+        if met:
+            places: list[tuple[int, int]] = []
+            for index, layer in enumerate(self._layers):
+                # One that was not called as a module stays behind the one it is defined after.
+                before = places[-1][0] if places else -1
+                places.append((met.get(id(layer), before), index))
+            self._layers[:] = [self._layers[index] for _, index in sorted(places)]
+            self._norms = WatchedNorms(self._model.parameters(), self._layers)
+            self._looker = Looker(self._norms, self._settings.scaler, self._optimizers)
+        elif self._settings.every is not None and not self._compiled:
+            self._book.notes.append(UNSEEN)
+            warnings.warn(f"watch: {UNSEEN}", stacklevel=4)
+        self._book.write_opening(self._norms)
+
+    def _read(self) -> dict[str, Tensor]:
+        scale = gradients.scale_of(self._settings.scaler)
+        found = self.signals.read(self._layers, self._norms.width, scale)
+        return found | {"weight_norm": looking.weight_norms(self._layers)}
+
+    def _at_exit(self) -> None:
+        """The interpreter ends, and nobody has closed this."""
+        self.close(*ending(getattr(sys, "last_value", None)))

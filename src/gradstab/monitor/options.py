@@ -1,0 +1,50 @@
+"""What the callbacks of Lightning and transformers share: a monitor that lives as long as one training run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gradstab.errors import ConfigError, GradstabError
+from gradstab.measure.verdict import Verdict
+from gradstab.monitor.monitor import Monitor
+from gradstab.monitor.watching import watch
+
+# Arguments of watch that the library itself gives.
+_GIVEN = ("model", "optimizer", "scaler")
+
+
+class MissingLibraryError(GradstabError, ImportError):
+    """A library that a callback belongs to is not installed."""
+
+
+class Attached:
+    """Keeps the arguments of :func:`gradstab.watch` until there is a network, and then its monitor."""
+
+    def __init__(self, directory: str | Path | None, arguments: dict[str, Any]) -> None:
+        for name in _GIVEN:
+            if name in arguments:
+                raise ConfigError(f"{name}: the trainer gives it; leave it out")
+        self.directory = directory
+        self.arguments = arguments
+        self.monitor: Monitor | None = None
+
+    def begin(self, model: nn.Module, optimizers: Sequence[Any], scaler: Any) -> Monitor:
+        """Start watching; a run that was never ended is closed first."""
+        self.end("interrupted", "another run began")
+        self.monitor = watch(model, self.directory, optimizer=list(optimizers), scaler=scaler, **self.arguments)
+        return self.monitor
+
+    def end(self, status: str = "completed", reason: str = "") -> None:
+        """Stop watching; the monitor stays to be asked for its verdict."""
+        if self.monitor is not None:
+            self.monitor.close(status, reason)
+
+    def verdict(self) -> Verdict:
+        """The verdict on the run so far."""
+        if self.monitor is None:
+            raise GradstabError("no training has begun, so there is no verdict yet")
+        return self.monitor.verdict()

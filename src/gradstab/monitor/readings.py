@@ -1,0 +1,177 @@
+"""From what hooks kept of a step's forward passes to one value per layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.rnn import PackedSequence
+
+from gradstab.measure import quantities as q
+from gradstab.models.blocks import TableConv2d
+from gradstab.monitor.layers import WatchedLayer
+
+
+@dataclass
+class Statistics:
+    """What one call's activation was like: how many values, and 0-d tensors.
+
+    ``alive`` is for each unit whether its slope differs from 0 for any sample, None where units are not known.
+    """
+
+    count: int
+    alive: Tensor | None
+    saturated: Tensor | None
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer: the samples in its batch, and ∂L/∂h once a backward pass has brought it."""
+
+    samples: int
+    grad: Tensor | None = None
+    norms: list[Tensor] = field(default_factory=list)
+    correlation: Tensor | None = None
+    statistics: Statistics | None = None
+
+    def compact(self) -> None:
+        """Keep the gradient's norm in its stead."""
+        if self.grad is not None:
+            grad = torch.view_as_real(self.grad) if self.grad.is_complex() else self.grad
+            wide = grad.float() if grad.dtype in (torch.bfloat16, torch.float16) else grad
+            # In two stages: float32 loses digits over long sums.
+            rows = wide.reshape(len(wide), -1) if wide.ndim > 1 else wide.reshape(1, -1)
+            self.norms.append(q.safe_norm(q.safe_norm(rows, 1), 0))
+            self.grad = None
+
+
+@dataclass(eq=False)
+class Pass:
+    """One forward pass: how many samples went in, None where that is not known, and every layer's calls."""
+
+    samples: int | None
+    calls: dict[int, list[Call]] = field(default_factory=dict)
+
+    def compact(self) -> None:
+        """Let go of whole gradients."""
+        for calls in self.calls.values():
+            for call in calls:
+                call.compact()
+
+    @property
+    def went_back(self) -> bool:
+        """Whether any gradient came; a pass made for something else says nothing of the step."""
+        return any(call.norms for calls in self.calls.values() for call in calls)
+
+
+def combine(
+    passes: Sequence[Pass], layers: Sequence[WatchedLayer], hidden: int, reduction: str, scale: Tensor | None
+) -> dict[str, Tensor]:
+    """All quantities, [layers] or [hidden], NaN for a layer that showed none; what no layer showed is left out.
+
+    Passes are the parts of one batch, and the calls of a layer within a pass are one sample's: their gradients add in
+    quadrature, so that a recurrent layer's is that of all its time steps together.
+    """
+    for one in passes:
+        one.compact()
+    used = [one for one in passes if one.went_back]
+    found: dict[str, dict[int, Tensor]] = {}
+    for position, layer in enumerate(layers):
+        calls = [one.calls[id(layer)] for one in used if id(layer) in one.calls]
+        for name, value in _of_layer(calls, reduction, scale).items():
+            if name in ("signal_grad_norm", "correlation") or position < hidden:
+                found.setdefault(name, {})[position] = value
+    widths = {"signal_grad_norm": len(layers), "correlation": len(layers)}
+    return {name: _row(values, widths.get(name, hidden)) for name, values in found.items()}
+
+
+def _row(values: Mapping[int, Tensor], width: int) -> Tensor:
+    some = next(iter(values.values()))
+    wide = torch.float32 if some.device.type == "mps" else torch.float64
+    missing = torch.full((), math.nan, dtype=wide, device=some.device)
+    return torch.stack([values.get(i, missing).to(some.device, wide) for i in range(width)])
+
+
+def _of_layer(passes: Sequence[Sequence[Call]], reduction: str, scale: Tensor | None) -> dict[str, Tensor]:
+    """One layer's values, over its calls in each of the passes."""
+    values: dict[str, Tensor] = {}
+    gone_back = [[norm for call in calls for norm in call.norms] for calls in passes]
+    norms = [norm for one in gone_back for norm in one]
+    if norms:
+        samples = sum(calls[0].samples for calls, one in zip(passes, gone_back, strict=True) if one)
+        # ∂L/∂h of a mean loss holds 1/B of every sample's own gradient, that of a sum the whole.
+        factor = math.sqrt(samples) if reduction == "mean" else 1 / math.sqrt(samples)
+        signal = q.safe_norm(torch.stack(norms), 0) * factor
+        values["signal_grad_norm"] = signal if scale is None else signal / scale.to(signal.device)
+    calls = [call for one in passes for call in one]
+    correlations = [call.correlation for call in calls if call.correlation is not None]
+    if correlations:
+        values["correlation"] = torch.stack(correlations).mean()
+    statistics = [call.statistics for call in calls if call.statistics is not None]
+    return values | _activation(statistics)
+
+
+def _activation(parts: Sequence[Statistics]) -> dict[str, Tensor]:
+    """The statistics of several calls as if of one."""
+    values: dict[str, Tensor] = {}
+    whole = [(part.count, part.mean, part.std) for part in parts if part.mean is not None and part.std is not None]
+    if whole:
+        shares = [count / sum(count for count, _, _ in whole) for count, _, _ in whole]
+        mean = _weighted([mean for _, mean, _ in whole], shares)
+        values["activation_mean"] = mean
+        # The spread within the parts and between them.
+        spreads = [std.square() + (own - mean).square() for _, own, std in whole]
+        values["activation_std"] = whole[0][2] if len(whole) == 1 else _weighted(spreads, shares).sqrt()
+    alive = [part.alive for part in parts if part.alive is not None]
+    if alive and all(one.shape == alive[0].shape for one in alive):
+        values["dead_fraction"] = (~torch.stack(alive).any(0)).float().mean()
+    saturated = [(part.count, part.saturated) for part in parts if part.saturated is not None]
+    if saturated:
+        total = sum(count for count, _ in saturated)
+        values["saturated_fraction"] = _weighted([x for _, x in saturated], [count / total for count, _ in saturated])
+    return values
+
+
+def _weighted(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum(0)
+
+
+def alive_units(slope: Tensor, module: nn.Module) -> Tensor | None:
+    """For each unit whether any slope differs from 0, [units]; None where it is not known which axis is the units'.
+
+    Units are a convolution's channels, and the last axis of anything else that torch knows, or of a matrix.
+    """
+    if isinstance(module, _ConvNd | TableConv2d):
+        kernel = len(module.kernel_size) if isinstance(module, _ConvNd) else 2
+        axis = slope.ndim - kernel - 1
+    elif slope.ndim <= 2 or type(module).__module__.startswith("torch.nn."):
+        axis = slope.ndim - 1
+    else:
+        return None
+    if axis < 0:
+        return None
+    return (slope != 0).movedim(axis, -1).reshape(-1, slope.shape[axis]).any(0)
+
+
+def first_tensor(value: object) -> Tensor | None:
+    """The first tensor in nested tuples, lists and mappings; a packed sequence's data."""
+    if isinstance(value, Tensor):
+        return value
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+
+
+def batch_size(inputs: object, dim: int) -> int | None:
+    """The length of axis ``dim`` of the first tensor that has it; None where there is none."""
+    if isinstance(inputs, PackedSequence):
+        return int(inputs.batch_sizes[0])
+    if isinstance(inputs, Tensor):
+        return inputs.shape[dim] if inputs.ndim > dim else None
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else ()
+    return next((found for part in parts if (found := batch_size(part, dim)) is not None), None)

@@ -1,0 +1,81 @@
+"""One step of a watched loop, until it is written: it may have several optimizers, and what clips comes after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradstab.errors import ConfigError
+from gradstab.measure.recorder import StepRecord
+from gradstab.monitor.looking import Look
+
+
+@dataclass
+class Row:
+    """A step that may still change: its record, and what is to be known of it once the optimizers have stepped."""
+
+    record: StepRecord
+    look: Look
+    awaiting: list[Optimizer]
+    parts: list[Optimizer]
+    unknown: list[str]
+    before: list[list[Tensor]] | None = None
+    post: Tensor | None = None
+
+    def extend(self, look: Look, optimizer: Optimizer, places: Sequence[int]) -> None:
+        """Another optimizer's gradients were looked at for the same step; its parameters stand at ``places``."""
+        assert self.record.norms is not None
+        self.record.norms = _replaced(self.record.norms, look.norms, places)
+        if self.post is not None:
+            self.post = _replaced(self.post, look.norms, places)
+        self.look = Look(self.record.norms, look.grads, look.versions)
+        self.parts.append(optimizer)
+        self.awaiting.append(optimizer)
+
+    def clipped(self, norms: Tensor, places: Sequence[int]) -> None:
+        """The gradients at ``places`` have these norms, [P], now that they are used."""
+        self.post = _replaced(self.look.norms if self.post is None else self.post, norms, places)
+
+
+def _replaced(norms: Tensor, others: Tensor, places: Sequence[int]) -> Tensor:
+    if len(places) == len(norms):
+        return others
+    merged = norms.to(torch.promote_types(norms.dtype, others.dtype)).clone()
+    merged[places] = others[places].to(merged.dtype)
+    return merged
+
+
+def ending(error: BaseException | None) -> tuple[str, str]:
+    """The status and the reason of a run that ended with this error, or with none."""
+    if error is None:
+        return "completed", ""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "interrupted from the keyboard"
+    return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def holds(optimizers: Sequence[Optimizer], one: Optimizer) -> bool:
+    """Whether this very optimizer is among them."""
+    return any(one is other for other in optimizers)
+
+
+def learning_rate(optimizers: Sequence[Optimizer]) -> float | None:
+    """The first one's learning rate; None where there is none."""
+    return float(optimizers[0].param_groups[0]["lr"]) if optimizers and "lr" in optimizers[0].param_groups[0] else None
+
+
+def as_scalar(loss: Tensor | float | None, device: torch.device) -> Tensor:
+    """A loss as a 0-d tensor on the device, NaN for None."""
+    if loss is None:
+        return torch.full((), math.nan, device=device)
+    if not isinstance(loss, Tensor):
+        return torch.tensor(float(loss), device=device)
+    if loss.numel() != 1:
+        raise ConfigError(f"loss: has shape {list(loss.shape)}; has to be one number")
+    loss = loss.detach() if loss.ndim == 0 else loss.detach().reshape(())
+    return loss if loss.device == device else loss.to(device)

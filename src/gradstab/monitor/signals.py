@@ -1,0 +1,192 @@
+"""What one watched step shows of every layer: the gradient at h, and the activation, over all its forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from gradstab.activations import derivative, max_slope
+from gradstab.measure import quantities as q
+from gradstab.monitor import readings
+from gradstab.monitor.layers import WatchedLayer, carries, is_elementwise
+from gradstab.monitor.readings import Call, Pass, Statistics
+
+
+@dataclass
+class Conventions:
+    """How to read somebody's network: the loss's ``reduction`` over samples, where the batch is, own activations."""
+
+    reduction: str = "mean"
+    batch_dim: int = 0
+    activations: tuple[type[nn.Module], ...] = ()
+
+
+@dataclass
+class _Flow:
+    """Which call a tensor on its way to an activation comes from; tensors are kept so that their ids stay theirs."""
+
+    sources: dict[int, tuple[Tensor, WatchedLayer, Call]] = field(default_factory=dict)
+    entered: dict[int, Call] = field(default_factory=dict)
+
+
+class Signals:
+    """Hooks on a network, in place during watched steps only; they read, and change nothing.
+
+    ``order`` are the layers in the order of their first calls since :meth:`start`. A forward pass of the network is one
+    micro-batch; where the network itself is never called, :meth:`begin_pass` says when one begins.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[WatchedLayer], conventions: Conventions) -> None:
+        self.order: list[WatchedLayer] = []
+        self.finds_passes = True
+        self._model = model
+        self._layers = {id(layer.module): layer for layer in layers}
+        self._conventions = conventions
+        self._given = {id(layer.activation): layer for layer in layers if layer.activation is not None}
+        others = [module for module in model.modules() if id(module) not in self._layers]
+        self._phis = [m for m in others if id(m) in self._given or is_elementwise(m, conventions.activations)]
+        self._carriers = [m for m in others if carries(m) and id(m) not in self._given]
+        self._handles: list[RemovableHandle] = []
+        self._passes: list[Pass] = []
+        self._flow = _Flow()
+
+    @property
+    def active(self) -> bool:
+        """Whether hooks are in place."""
+        return bool(self._handles)
+
+    def start(self) -> None:
+        """Put hooks in place for the step to come."""
+        self.order, self._passes = [], []
+        if self.finds_passes:
+            self._handles.append(self._model.register_forward_pre_hook(self._on_input, with_kwargs=True))
+        for layer in self._layers.values():
+            self._handles.append(layer.module.register_forward_hook(self._on_layer))
+        for carrier in self._carriers:
+            self._handles.append(carrier.register_forward_hook(self._on_carrier))
+        for phi in self._phis:
+            self._handles.append(phi.register_forward_pre_hook(self._on_phi_input))
+            self._handles.append(phi.register_forward_hook(self._on_phi))
+
+    def stop(self) -> None:
+        """Take all hooks away, and let go of what they kept."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._passes, self._flow = [], [], _Flow()
+
+    def pass_by_hand(self) -> None:
+        """From now on passes are told by :meth:`begin_pass`: the network itself may not be what is called."""
+        self.finds_passes = False
+        if self.active:
+            self.stop()
+            self.start()
+
+    def begin_pass(self, inputs: object) -> None:
+        """A forward pass on ``inputs`` begins: one of the micro-batches of a step, or its only batch."""
+        if not self.active:
+            return
+        for done in self._passes:
+            done.compact()
+        self._flow = _Flow()
+        self._passes.append(Pass(readings.batch_size(inputs, self._conventions.batch_dim)))
+
+    def read(self, layers: Sequence[WatchedLayer], hidden: int, scale: Tensor | None) -> dict[str, Tensor]:
+        """All quantities that hooks give, [layers] or [hidden]; NaN for a layer that showed none.
+
+        What no layer showed is left out. ``scale`` is the factor that a GradScaler put on the loss.
+        """
+        return readings.combine(self._passes, layers, hidden, self._conventions.reduction, scale)
+
+    def _on_input(self, _module: nn.Module, args: object, kwargs: object) -> None:
+        if _looking():
+            self.begin_pass((args, kwargs))
+
+    def _on_layer(self, module: nn.Module, _args: object, output: object) -> None:
+        if not _looking():
+            return
+        h = readings.first_tensor(output)
+        if h is None or not (h.is_floating_point() or h.is_complex()):
+            return
+        layer = self._layers[id(module)]
+        if not self._passes:
+            self._passes.append(Pass(None))
+        current = self._passes[-1]
+        dim = self._conventions.batch_dim
+        samples = 1 if h.ndim < 2 else h.shape[min(dim, h.ndim - 1)] if current.samples is None else current.samples
+        call = Call(samples)
+        current.calls.setdefault(id(layer), []).append(call)
+        if layer not in self.order:
+            self.order.append(layer)
+        if samples > 1 and h.ndim > max(dim, 1) and h.shape[dim] == samples and not h.is_complex():
+            call.correlation = q.correlation(h.detach().movedim(dim, 0))
+        if h.requires_grad:
+            # A tensor's hook and not retain_grad: an activation in place may follow, and what is wanted is h's own.
+            h.register_hook(_keep_gradient(call))  # type: ignore[no-untyped-call]
+        self._flow.sources[id(h)] = (h, layer, call)
+
+    def _on_carrier(self, _module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if not _looking() or not args or not isinstance(output, Tensor):
+            return
+        source = self._flow.sources.get(id(args[0]))
+        if source is not None:
+            self._flow.sources[id(output)] = (output, *source[1:])
+
+    def _on_phi_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Slopes are taken before the activation runs: in place, it would overwrite its input."""
+        if not _looking() or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+            return
+        layer, call = self._source(module, args[0])
+        if layer is None or call is None or call.statistics is not None:
+            return
+        if layer.activation is not None and layer.activation is not module:
+            return
+        layer.activation = module
+        slope, steepest = derivative(_out_of_place(module), args[0]), max_slope(module)
+        saturated = None if steepest is None else q.saturated_fraction(slope, steepest)
+        call.statistics = Statistics(slope.numel(), readings.alive_units(slope, layer.weights[0][0]), saturated)
+        self._flow.entered[id(module)] = call
+
+    def _on_phi(self, module: nn.Module, _args: object, output: object) -> None:
+        call = self._flow.entered.pop(id(module), None)
+        if call is not None and call.statistics is not None and isinstance(output, Tensor):
+            a = output.detach()
+            call.statistics.mean, call.statistics.std = q.activation_mean(a), q.activation_std(a)
+
+    def _source(self, module: nn.Module, h: Tensor) -> tuple[WatchedLayer | None, Call | None]:
+        """The layer and the call that an activation's input comes from."""
+        given = self._given.get(id(module))
+        if given is not None:
+            calls = self._passes[-1].calls.get(id(given)) if self._passes else None
+            return given, calls[-1] if calls else None
+        _, layer, call = self._flow.sources.get(id(h), (None, None, None))
+        return layer, call
+
+
+def _looking() -> bool:
+    """Whether a forward pass is one to look at: made for a gradient, and not while a compiler traces it."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _keep_gradient(call: Call) -> Callable[[Tensor], None]:
+    def hook(grad: Tensor) -> None:
+        grad = grad.detach()
+        # One loss after another may be sent back through the same graph; their gradients add up.
+        call.grad = grad if call.grad is None else call.grad + grad
+
+    return hook
+
+
+def _out_of_place(activation: nn.Module) -> nn.Module:
+    """The same activation, never in place."""
+    if not getattr(activation, "inplace", False):
+        return activation
+    twin = object.__new__(type(activation))
+    twin.__dict__ = {**activation.__dict__, "inplace": False}
+    return twin

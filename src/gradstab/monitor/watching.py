@@ -1,0 +1,77 @@
+"""``watch``: checks what it is given, and puts a monitor on a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from gradstab.config.verdict_options import Thresholds
+from gradstab.errors import ConfigError
+from gradstab.monitor.book import make_directory
+from gradstab.monitor.gradients import check_scaler
+from gradstab.monitor.layers import find_layers, unwrapped
+from gradstab.monitor.monitor import Monitor, Settings
+from gradstab.monitor.signals import Conventions
+
+
+def watch(
+    model: nn.Module,
+    directory: str | Path | None = None,
+    *,
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    every: int | None = 50,
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
+    scaler: Any = None,
+    reduction: str = "mean",
+    batch_dim: int = 0,
+    activations: Sequence[type[nn.Module]] = (),
+    thresholds: Thresholds | None = None,
+    chance_loss: float | None = None,
+) -> Monitor:
+    """Watch a network while your own loop trains it; a context manager, whose ``step(loss)`` is called every update.
+
+    Every step the norm of each layer's gradient is recorded; at step 0 and ``every`` so many steps all quantities are
+    (None: never). Training is not changed by it. ``directory`` (None: a new one under outputs/watch) gets the event
+    file and run.json that ``gradstab report`` reads.
+
+    ``include`` and ``exclude`` are patterns (:mod:`fnmatch`) of layers' qualified names. With ``optimizer``, one or
+    several, learning rates and norms after clipping are recorded too. With a ``scaler``, a GradScaler, norms are
+    unscaled.
+    ``reduction`` is how the loss is taken over samples, ``mean`` or ``sum``; ``batch_dim`` is the inputs' axis of
+    samples. ``activations`` are classes of your own that work elementwise. ``chance_loss``, the loss of the best
+    constant answer, makes the verdict's judgement of the loss independent of the first step.
+
+    Raises :class:`ConfigError` for arguments that cannot be, and for networks that are sharded over processes.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model={type(model).__name__}: has to be an nn.Module")
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ConfigError(f"every={every!r}: has to be an integer of at least 1, or None for norms alone")
+    if reduction not in ("mean", "sum"):
+        raise ConfigError(f"reduction={reduction!r}: has to be one of mean, sum")
+    if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
+        raise ConfigError(f"batch_dim={batch_dim!r}: has to be an integer of at least 0")
+    check_scaler(scaler)
+    kinds = tuple(activations)
+    if not all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in kinds):
+        raise ConfigError(f"activations={kinds!r}: have to be classes of nn.Module")
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    for one in optimizers:
+        if not isinstance(one, Optimizer):
+            raise ConfigError(f"optimizer={type(one).__name__}: has to be a torch.optim.Optimizer, or several")
+    inner, compiled = unwrapped(model)
+    layers = find_layers(inner, include, exclude)
+    conventions = Conventions(reduction, batch_dim, kinds)
+    settings = Settings(every, scaler, conventions, thresholds or Thresholds(), chance_loss)
+    monitor = Monitor(inner, layers, make_directory(directory), settings, compiled=compiled)
+    try:
+        monitor.follow(*optimizers)
+    except ConfigError:
+        monitor.close("failed", "an optimizer that updates no parameter of the watched network")
+        raise
+    return monitor

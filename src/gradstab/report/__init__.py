@@ -1,0 +1,1 @@
+"""From run directories to one page, pictures and tables; reads event files, run.json and config.yaml, nothing else."""

@@ -1,0 +1,107 @@
+"""The pictures over steps: functions from plain data to figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from gradstab.report import style
+from gradstab.report.digest import Curve, Digest
+
+
+def _line(axes: Axes, data: Curve, colour: str, dash: str = "-") -> Line2D:
+    """A curve's line and, where it is thinned out, the band that its values lay in."""
+    few = len(data.steps) <= 40
+    (line,) = axes.plot(data.steps, data.middle, dash, color=colour, marker="o" if few else "", markersize=3)
+    if data.thinned:
+        axes.fill_between(data.steps, data.low, data.high, color=colour, alpha=0.28, linewidth=0.6)
+    style.mark(axes, data.broken, top=True)
+    return line
+
+
+def value_axis(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Logarithmic where all values are positive and span more than a factor of 20, else linear."""
+    ends = np.concatenate([np.ravel(part) for c in curves for part in (c.low, c.high)] or [np.zeros(0)])
+    ends = ends[np.isfinite(ends)]
+    if ends.size and ends.min() > 0 and ends.max() / ends.min() > 20:
+        style.log_axis(axes.yaxis, float(np.log10(ends.min())), float(np.log10(ends.max())), 5)
+    elif ends.size and np.abs(ends).max() < 1e300:
+        low, high = float(ends.min()), float(ends.max())
+        pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.1
+        axes.set_ylim(low - pad, high + pad)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def loss(curves: Mapping[str, Curve], height: float = 3.1) -> Figure | None:
+    """Training and test loss, and below them test accuracy, over the steps; None without any."""
+    losses = {name: curves[tag] for name, tag in (("train", "train/loss"), ("test", "test/loss")) if tag in curves}
+    accuracy = curves.get("test/accuracy")
+    if not losses and accuracy is None:
+        return None
+    with style.drawing():
+        fig = style.figure(height)
+        shown = [*losses.values(), *([accuracy] if accuracy is not None else [])]
+        parts = style.place(
+            fig, (len(losses) > 0) + (accuracy is not None), legend_rows=_legend_rows(shown, len(shown))
+        )
+        handles, labels = [], []
+        for (name, data), colour in zip(losses.items(), (style.BLUE, style.ORANGE), strict=False):
+            handles.append(_line(parts[0], data, colour, "-" if name == "train" else "--"))
+            labels.append(f"{name} loss")
+        if losses:
+            parts[0].set_ylabel("loss")
+            value_axis(parts[0], list(losses.values()))
+        if accuracy is not None:
+            handles.append(_line(parts[-1], accuracy, style.SEQUENCE[3]))
+            labels.append("test accuracy")
+            parts[-1].set_ylabel("accuracy, %")
+            parts[-1].set_ylim(-0.03, 1.03)
+            parts[-1].yaxis.set_ticks((0, 0.25, 0.5, 0.75, 1))
+            parts[-1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}"))
+        _finish_steps(fig, parts, shown, handles, labels)
+    return fig
+
+
+def _legend_rows(curves: Sequence[Curve], entries: int) -> int:
+    return -(-(entries + any(len(data.broken) for data in curves)) // 3)
+
+
+def _finish_steps(
+    fig: Figure, parts: Sequence[Axes], curves: Sequence[Curve], handles: list[Line2D], labels: list[str]
+) -> None:
+    style.step_axis(parts[-1])
+    if any(len(data.broken) for data in curves):
+        handles.append(style.broken_handle())
+        labels.append("inf or NaN")
+    style.legend(fig, handles, labels, 3)
+
+
+def clipping(data: Digest, height: float = 3.1) -> Figure | None:
+    """The global gradient norm before and after clipping, and the share of clipped steps; None without norms."""
+    pre, post = (data.curves.get(f"global_grad_norm/{side}_clip") for side in ("pre", "post"))
+    if pre is None:
+        return None
+    with style.drawing():
+        fig = style.figure(height)
+        shown = [pre] if post is None or not data.has_clipping else [pre, post]
+        rows = _legend_rows(shown, len(shown) + (data.clipped is not None))
+        parts = style.place(fig, 2 if data.clipped is not None else 1, legend_rows=rows)
+        handles = [_line(parts[0], one, colour) for one, colour in zip(shown, (style.BLUE, style.ORANGE), strict=False)]
+        labels = ["before clipping", "after"][: len(shown)] if data.has_clipping else ["global norm (no clipping)"]
+        value_axis(parts[0], shown)
+        parts[0].set_ylabel("‖∂L/∂θ‖")
+        if data.clipped is not None:
+            share = data.clipped
+            (line,) = parts[1].plot(share.steps, 100 * share.middle, color=style.RED, drawstyle="steps-mid")
+            parts[1].fill_between(share.steps, 100 * share.middle, color=style.RED, alpha=0.15, step="mid", linewidth=0)
+            handles.append(line)
+            labels.append("share clipped")
+            parts[1].set_ylim(-4, 104)
+            parts[1].set_ylabel("clipped, %")
+        _finish_steps(fig, parts, shown, handles, labels)
+    return fig

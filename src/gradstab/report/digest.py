@@ -1,0 +1,225 @@
+"""From a run's records, however long, to the few numbers that its pictures are drawn from.
+
+Thinning out never hides what matters: a bin of norms keeps the largest, a curve keeps both ends of its range, and
+values that are not finite are counted apart, since no axis has a place for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradstab.events import Records, Series
+from gradstab.report.runs import Run
+
+Array = NDArray[np.float64]
+
+COLUMNS = 480
+BINS = 300
+PROFILES = 5
+# What a cell of a heatmap is, when it is not a positive finite number.
+FINITE, ZERO, INFINITE, NOT_A_NUMBER, UNMEASURED = 0, 1, 2, 3, 4
+ACTIVATIONS = ("activation_std", "activation_mean", "dead_fraction", "saturated_fraction")
+NORMS = ("global_grad_norm/pre_clip", "global_grad_norm/post_clip")
+
+
+@dataclass
+class Heatmap:
+    """log10 of a norm, [layers, columns]; ``kind`` says of each cell what it is where it is no number.
+
+    Column j holds the steps from ``edges[j]`` up to ``edges[j + 1]``, of each layer the largest value in them.
+    """
+
+    quantity: str
+    log10: Array
+    kind: NDArray[np.uint8]
+    edges: Array
+    layers: list[str]
+    steps_per_column: float
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The smallest and largest log10; None where no value is finite and above 0."""
+        values = self.log10[self.kind == FINITE]
+        return (float(values.min()), float(values.max())) if values.size else None
+
+
+@dataclass
+class Curve:
+    """One value over the steps, in bins: where its line runs, and from where to where its values lay.
+
+    ``broken`` are the steps where a value was inf or NaN (the first of each bin).
+    """
+
+    steps: Array
+    middle: Array
+    low: Array
+    high: Array
+    broken: Array
+    per_bin: float
+
+    @property
+    def thinned(self) -> bool:
+        """Whether a point stands for several steps."""
+        return self.per_bin > 1
+
+
+@dataclass
+class Profiles:
+    """A quantity over depth at a few steps: values [steps, layers]."""
+
+    quantity: str
+    steps: list[int]
+    values: Array
+    layers: list[str]
+
+
+@dataclass
+class Digest:
+    """What the pictures of one run are drawn from; what was not recorded is None or not there."""
+
+    heatmap: Heatmap | None = None
+    depth: Profiles | None = None
+    theory: list[float] = field(default_factory=list)
+    activations: dict[str, Profiles] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
+    clipped: Curve | None = None
+    clipped_share: float | None = None
+    has_clipping: bool = False
+
+
+def digest(run: Run, steps: Sequence[int] = (), *, coarse: bool = False) -> Digest:
+    """Thin out one run's records; ``steps`` are those to draw profiles at (the nearest that were measured).
+
+    ``coarse`` is enough for small pictures.
+    """
+    columns, bins = (COLUMNS // 3, BINS // 3) if coarse else (COLUMNS, BINS)
+    records = run.records
+    found = Digest()
+    if "grad_norm" in records.vectors:
+        found.heatmap = heatmap(records.vectors["grad_norm"], run.layers, "grad_norm", columns)
+    for quantity in ("signal_grad_norm", "grad_norm"):
+        if found.depth is None and quantity in records.vectors:
+            found.depth = profiles(records.vectors[quantity], run.layers, quantity, steps)
+    if found.depth is not None and found.depth.quantity == "signal_grad_norm":
+        found.theory = scaled_theory(run.theory.get("signal_grad_norm", []), records.vectors["signal_grad_norm"])
+    for quantity in ACTIVATIONS:
+        if quantity in records.vectors:
+            found.activations[quantity] = profiles(records.vectors[quantity], run.layers, quantity, steps)
+    for tag in ("train/loss", "test/loss", "test/accuracy", *NORMS):
+        if tag in records.scalars:
+            found.curves[tag] = curve(records.scalars[tag], bins)
+    _add_clipping(found, records)
+    return found
+
+
+def _add_clipping(found: Digest, records: Records) -> None:
+    triggered = records.scalars.get("clip/triggered")
+    if triggered is not None and len(triggered.steps):
+        found.has_clipping = True
+        found.clipped = curve(triggered, at_most=60)
+        found.clipped_share = float(np.mean(triggered.values))
+
+
+def bin_edges(steps: NDArray[np.int64], at_most: int) -> Array:
+    """Edges of at most so many bins of equal width, which hold equally many steps where those are evenly spaced."""
+    distinct = np.unique(steps)
+    gaps = np.diff(distinct)
+    first, last = float(distinct[0]), float(distinct[-1])
+    if len(gaps) == 0 or (gaps == gaps[0]).all():
+        stride = float(gaps[0]) if len(gaps) else 1.0
+        width = stride * -(-len(distinct) // at_most)
+        count = math.floor((last - first) / width) + 1
+        edges: Array = first - stride / 2 + width * np.arange(count + 1, dtype=np.float64)
+        edges[-1] = last + stride / 2
+        return edges
+    return np.linspace(first - 0.5, last + 0.5, min(at_most, len(distinct)) + 1)
+
+
+@dataclass
+class _Bins:
+    """Which records fall into which bin: ``order`` sorts them by bin, ``starts`` is where each used bin begins."""
+
+    edges: Array
+    used: NDArray[np.intp]
+    order: NDArray[np.intp]
+    starts: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, steps: NDArray[np.int64], at_most: int) -> _Bins:
+        edges = bin_edges(steps, at_most)
+        index = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, len(edges) - 2)
+        order = np.argsort(index, kind="stable")
+        used, starts = np.unique(index[order], return_index=True)
+        return cls(edges, used, order, starts)
+
+    def each(self, function: np.ufunc, values: NDArray[np.generic]) -> Any:
+        """``function`` reduced over each used bin's records."""
+        return function.reduceat(values[self.order], self.starts, axis=0)
+
+
+def heatmap(series: Series, layers: Sequence[str], quantity: str, columns: int = COLUMNS) -> Heatmap:
+    """log10 of a norm over layer and step, at most ``columns`` columns, the largest value in each."""
+    bins = _Bins.of(series.steps, columns)
+    n_layers, n_columns = series.values.shape[1], len(bins.edges) - 1
+    finite = np.isfinite(series.values)
+    largest = np.full((n_columns, n_layers), -np.inf)
+    largest[bins.used] = bins.each(np.maximum, np.where(finite, series.values, -np.inf))
+    kind = np.full((n_columns, n_layers), UNMEASURED, np.uint8)
+    kind[bins.used] = ZERO
+    kind[largest > 0] = FINITE
+    if not finite.all():
+        for test, code in ((np.isinf, INFINITE), (np.isnan, NOT_A_NUMBER)):
+            cells = np.zeros((n_columns, n_layers), bool)
+            cells[bins.used] = bins.each(np.logical_or, test(series.values))
+            kind[cells] = code
+    log10 = np.full((n_columns, n_layers), np.nan)
+    np.log10(largest, out=log10, where=kind == FINITE)
+    return Heatmap(quantity, log10.T, kind.T, bins.edges, list(layers[:n_layers]), len(series.steps) / n_columns)
+
+
+def curve(series: Series, at_most: int = BINS) -> Curve:
+    """A scalar over the steps in at most so many bins."""
+    bins = _Bins.of(series.steps, at_most)
+    finite = np.isfinite(series.values)
+    with np.errstate(all="ignore"):
+        low = bins.each(np.minimum, np.where(finite, series.values, np.inf))
+        high = bins.each(np.maximum, np.where(finite, series.values, -np.inf))
+        count = bins.each(np.add, finite.astype(np.float64))
+        members = bins.each(np.add, np.ones(len(finite)))
+        share = np.repeat(np.maximum(count, 1), members.astype(int))
+        # Divided before they are summed: a sum of finite values may overflow.
+        values = np.where(finite, series.values, 0.0)[bins.order] / share
+        middle = np.add.reduceat(values, bins.starts)
+        steps = bins.each(np.add, series.steps.astype(np.float64)) / members
+    nothing = count == 0
+    low, middle, high = (np.where(nothing, np.nan, x) for x in (low, middle, high))
+    broken = bins.each(np.minimum, np.where(finite, np.inf, series.steps))
+    return Curve(steps, middle, low, high, broken[np.isfinite(broken)], len(series.steps) / len(steps))
+
+
+def profiles(series: Series, layers: Sequence[str], quantity: str, steps: Sequence[int] = ()) -> Profiles:
+    """A quantity over depth at the measured steps nearest to ``steps``, or else at a few spread over the run."""
+    if steps:
+        rows = sorted({int(np.argmin(np.abs(series.steps - step))) for step in steps})
+    else:
+        wanted = np.linspace(series.steps[0], series.steps[-1], PROFILES)
+        rows = sorted({int(np.argmin(np.abs(series.steps - step))) for step in wanted})
+    width = series.values.shape[1]
+    return Profiles(quantity, [int(series.steps[row]) for row in rows], series.values[rows], list(layers[:width]))
+
+
+def scaled_theory(relative: Sequence[float], measured: Series) -> list[float]:
+    """The predicted profile, relative to the topmost hidden layer, scaled to what was measured there at step 0."""
+    top = len(relative) - 1
+    if not relative or measured.values.shape[1] <= top or not len(measured.steps) or measured.steps[0] != 0:
+        return []
+    scale = float(measured.values[0, top])
+    if not (np.isfinite(scale) and scale > 0):
+        return []
+    return [value * scale for value in relative]

@@ -1,0 +1,54 @@
+"""Finding runs on disk, and what to call them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from gradstab.errors import ConfigError
+from gradstab.report.runs import EVENT_FILES, printable
+from gradstab.run_directory import RUN_FILE
+
+
+def find(folders: Iterable[Path]) -> list[Path]:
+    """The directories of all runs in or below each folder, in order, each once.
+
+    Raises :class:`ConfigError` naming the folder that is none, or holds no run.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        try:
+            below = _below(folder)
+        except OSError as error:
+            raise ConfigError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
+        if not below:
+            what = f"holds no run: there is no {RUN_FILE} and no event file in it or below it"
+            raise ConfigError(f"{printable(folder)}: {what}")
+        for directory in below:
+            found.setdefault(directory.resolve(), directory)
+    return list(found.values())
+
+
+def _below(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "there is no such folder"
+        raise ConfigError(f"{printable(folder)}: {what}; allowed: a run's directory, or a folder with runs in it")
+    return [folder] if _is_run(path.name for path in folder.iterdir()) else _walk(folder)
+
+
+def _walk(folder: Path) -> list[Path]:
+    return sorted(Path(root) for root, _, files in os.walk(folder) if _is_run(files))
+
+
+def _is_run(files: Iterable[str]) -> bool:
+    return any(name == RUN_FILE or name.startswith(EVENT_FILES) for name in files)
+
+
+def names(directories: list[Path]) -> list[str]:
+    """What each run is called: its directory's own name, or the path below what all have in common."""
+    resolved = [directory.resolve() for directory in directories]
+    if len(resolved) == 1:
+        return [printable(resolved[0].name)]
+    common = Path(os.path.commonpath(resolved))
+    return [printable(path.relative_to(common).as_posix() if path != common else path.name) for path in resolved]

@@ -1,0 +1,198 @@
+"""A run's gradient over layer and step while it runs, in memory that does not grow; its pictures for TensorBoard."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradstab import dashboard
+from gradstab.events import EventWriter, Series, Vector
+
+COLUMNS = 256
+PROFILES = 16
+DPI = 100
+HEATMAP, PROFILE = "depth/heatmap", "depth/profile"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A PNG and its size in pixels."""
+
+    png: bytes
+    width: int
+    height: int
+
+
+class History:
+    """Keeps at most ``columns`` columns of ``grad_norm`` and a few profiles of ``signal_grad_norm``.
+
+    ``layers`` are all layers' tags, nearest the input first. A full table is halved: neighbouring columns become one
+    that keeps the larger of each layer's norms, and whether any of them was inf or NaN.
+    """
+
+    def __init__(self, layers: Sequence[str], columns: int = COLUMNS) -> None:
+        self.layers = list(layers)
+        self.signal: list[tuple[int, Vector]] = []
+        self._largest = np.full((columns, len(self.layers)), -np.inf)
+        self._inf, self._nan = (np.zeros((columns, len(self.layers)), bool) for _ in range(2))
+        self._starts = np.zeros(columns, np.int64)
+        self._used = self._in_last = 0
+        self._per_column = 1
+        self._last_step = 0
+        self._spread = 1
+        self._n_measured = 0
+
+    def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
+        """Take one step's values, as the event file gets them; steps come in order."""
+        del scalars
+        if "grad_norm" in vectors:
+            self._add(step, vectors["grad_norm"])
+        if "signal_grad_norm" in vectors:
+            self._keep_profile(step, vectors["signal_grad_norm"])
+
+    def _add(self, step: int, norms: Vector) -> None:
+        if self._in_last == self._per_column or not self._used:
+            if self._used == len(self._starts):
+                self._halve()
+            if self._in_last == self._per_column or not self._used:
+                self._open(step)
+        row = self._used - 1
+        finite = np.isfinite(norms)
+        if finite.all():
+            np.maximum(self._largest[row], norms, out=self._largest[row])
+        else:
+            np.maximum(self._largest[row], np.where(finite, norms, -np.inf), out=self._largest[row])
+            self._nan[row] |= np.isnan(norms)
+            self._inf[row] |= np.isinf(norms)
+        self._in_last += 1
+        self._last_step = step
+
+    def _open(self, step: int) -> None:
+        self._starts[self._used] = step
+        self._used += 1
+        self._in_last = 0
+
+    def _halve(self) -> None:
+        half = self._used // 2
+        for table, merge in ((self._largest, np.maximum), (self._inf, np.logical_or), (self._nan, np.logical_or)):
+            merged = merge.reduceat(table, np.arange(0, self._used, 2), axis=0)
+            table[: len(merged)] = merged
+            table[len(merged) :] = -np.inf if table is self._largest else False
+        self._starts[: len(merged)] = self._starts[::2].copy()
+        # With an odd number of columns the last stands for one old column only, and has room.
+        self._in_last = self._per_column if self._used % 2 else 2 * self._per_column
+        self._used, self._per_column = half + self._used % 2, 2 * self._per_column
+
+    def _keep_profile(self, step: int, profile: Vector) -> None:
+        self._n_measured += 1
+        # The last one kept is the latest, and gives way to the next unless it falls on the grid.
+        if self.signal and len(self.signal) > 1 and (self._n_measured - 2) % self._spread:
+            self.signal.pop()
+        self.signal.append((step, np.array(profile)))
+        if len(self.signal) > PROFILES:
+            self._spread *= 2
+            self.signal = self.signal[::2] + ([] if len(self.signal) % 2 else self.signal[-1:])
+
+    def edges(self) -> Vector:
+        """Where each column's steps begin, and where the last one's end."""
+        starts = self._starts[: self._used].astype(np.float64)
+        end = starts[-1] + self._per_column if self._used == 1 else self._last_step + 1.0
+        return np.append(starts, max(end, self._last_step + 1.0)) - 0.5
+
+    def heatmap(self) -> Any:
+        """What was kept, as the report's heatmaps take it; None before the first norms."""
+        from gradstab.report import digest
+
+        if not self._used:
+            return None
+        largest = self._largest[: self._used]
+        kind = np.full(largest.shape, digest.ZERO, np.uint8)
+        kind[largest > 0] = digest.FINITE
+        kind[self._inf[: self._used]] = digest.INFINITE
+        kind[self._nan[: self._used]] = digest.NOT_A_NUMBER
+        log10 = np.full(largest.shape, np.nan)
+        np.log10(largest, out=log10, where=kind == digest.FINITE)
+        return digest.Heatmap("grad_norm", log10.T, kind.T, self.edges(), self.layers, float(self._per_column))
+
+
+def profiles(history: History, theory: Mapping[str, Any] | None) -> dict[str, list[float]]:
+    """‖δ‖ over depth at the first and the latest measured step, and what theory expects at step 0, by name."""
+    from gradstab.report.digest import scaled_theory
+
+    if not history.signal:
+        return {}
+    steps, values = zip(*history.signal, strict=True)
+    measured = Series(np.array(steps, np.int64), np.stack(values))
+    expected = scaled_theory((theory or {}).get("signal_grad_norm") or [], measured)
+    found = {"first": values[0].tolist(), "last": values[-1].tolist()}
+    return found | ({"theory": expected} if expected else {})
+
+
+def tensorboard_images(history: History, theory: Mapping[str, Any] | None) -> dict[str, Image]:
+    """The report's heatmap and depth profile by tag, as far as there is something to draw.
+
+    ``theory`` is what run.json holds under that key. matplotlib is imported on the first call.
+    """
+    from gradstab.report import digest, figures
+
+    drawn = {}
+    data = history.heatmap()
+    if data is not None:
+        drawn[HEATMAP] = figures.heatmap(data)
+    if history.signal:
+        steps, values = zip(*history.signal, strict=True)
+        measured = Series(np.array(steps, np.int64), np.stack(values))
+        expected = digest.scaled_theory((theory or {}).get("signal_grad_norm") or [], measured)
+        shown = digest.profiles(measured, history.layers, "signal_grad_norm")
+        drawn[PROFILE] = figures.depth_profile(shown, expected)
+    return {tag: _png(figure) for tag, figure in drawn.items()}
+
+
+class Pictures:
+    """Observes a run, and writes its pictures into its event file now and then and at the end.
+
+    The first come after ``after`` steps, others whenever the run is twice as long as at the last: their number grows
+    with its logarithm. ``theory`` is what run.json holds under that key.
+    """
+
+    def __init__(
+        self, writer: EventWriter, layers: Sequence[str], theory: Mapping[str, Any] | None, after: int
+    ) -> None:
+        self._next = after
+        self._writer = writer
+        self._theory = theory
+        self._history = History(layers)
+        self._step, self._drawn = 0, -1
+
+    def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
+        """Take one step's values, as the event file gets them; steps come in order."""
+        self._step = step
+        self._history.observe(step, scalars, vectors)
+        if step + 1 >= self._next:
+            self._draw()
+            self._next *= 2
+
+    def finish(self) -> None:
+        """Draw the whole run, and write the chart of the profile over depth; to be called once."""
+        if self._drawn != self._step:
+            self._draw()
+        for layer, summary in enumerate(dashboard.depth_profile(profiles(self._history, self._theory))):
+            self._writer.write_summary(summary, layer)
+
+    def _draw(self) -> None:
+        self._drawn = self._step
+        for tag, image in tensorboard_images(self._history, self._theory).items():
+            self._writer.write_summary(dashboard.image(tag, image.png, image.width, image.height), self._step)
+
+
+def _png(figure: Any) -> Image:
+    from gradstab.report import style
+
+    png = style.quick_png(figure, DPI)
+    # Where every PNG says it, right behind its signature.
+    width, height = struct.unpack(">II", png[16:24])
+    return Image(png, width, height)

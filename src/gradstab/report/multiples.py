@@ -1,0 +1,200 @@
+"""Many runs side by side: one small picture each, all with the same axes and colours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+from gradstab.report import style
+from gradstab.report.digest import Curve, Digest, Profiles
+from gradstab.report.figures import COLOURS, NAMES, draw_heatmap, limits_of, log_range
+
+# A loss this many times the largest at the start is off the scale that all runs share.
+OFF_SCALE = 100.0
+WIDTH, HEIGHT, PER_SHEET = 3.1, 2.35, 24
+SMALL: Any = {
+    "font.size": 7.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "lines.linewidth": 1.2,
+}
+
+
+@dataclass
+class Scales:
+    """What all small pictures share: limits as log10 of the norms, of δ over depth, and of the loss."""
+
+    norms: tuple[float, float]
+    depth: tuple[float, float]
+    loss: tuple[float, float]
+
+
+def scales(digests: Sequence[Digest]) -> Scales:
+    """Limits that hold every run's values; losses only up to where they are off the scale."""
+    depths = [log_range(d.depth.values) for d in digests if d.depth is not None]
+    losses = [curve for d in digests if (curve := d.curves.get("train/loss")) is not None]
+    starts = [float(c.middle[0]) for c in losses if np.isfinite(c.middle[0]) and c.middle[0] > 0]
+    found = log_range(*[part for c in losses for part in (c.low, c.high)]) if losses else None
+    cap = np.log10(OFF_SCALE * max(starts)) if starts else np.inf
+    loss = None if found is None else (min(found[0], float(cap)), min(found[1], float(cap)))
+    return Scales(limits_of(*(d.heatmap.range for d in digests if d.heatmap)), limits_of(*depths), limits_of(loss))
+
+
+class Drawer:
+    """Draws one run after another into one figure: axes and ticks are most of what a small picture costs."""
+
+    def __init__(self, shared: Scales) -> None:
+        self._shared = shared
+        with style.drawing(), mpl.rc_context(SMALL):
+            self._figure = style.figure(HEIGHT, WIDTH)
+            self._axes = _three(self._figure, (0, 0, 1, 1))
+
+    def draw(self, data: Digest) -> Figure:
+        """The picture of one run, good until the next is drawn."""
+        with style.drawing(), mpl.rc_context(SMALL):
+            for axes in self._axes:
+                for artist in (*axes.lines, *axes.images, *axes.collections, *axes.texts):
+                    artist.remove()
+            _fill(self._axes, data, self._shared)
+        return self._figure
+
+
+def sheets(digests: Sequence[Digest], captions: Sequence[str]) -> Iterator[Figure]:
+    """The small pictures of all runs, with their captions, so many on a sheet."""
+    shared = scales(digests)
+    for start in range(0, len(digests), PER_SHEET):
+        chosen = digests[start : start + PER_SHEET]
+        columns = min(3 if len(chosen) <= 9 else 4, len(chosen))
+        rows = -(-len(chosen) // columns)
+        cell = HEIGHT + 0.35
+        with style.drawing(), mpl.rc_context(SMALL):
+            fig = style.figure(rows * cell + 0.6, columns * WIDTH)
+            height = float(fig.get_size_inches()[1])
+            for i, data in enumerate(chosen):
+                left, bottom = (i % columns) / columns, 1 - ((i // columns) + 1) * cell / height
+                _fill(_three(fig, (left, bottom, 1 / columns, HEIGHT / height)), data, shared)
+                caption = captions[start + i]
+                text = caption if len(caption) <= 52 else caption[:51] + "…"
+                fig.text(left + 0.16 / columns, bottom + (HEIGHT + 0.08) / height, text, weight="bold", va="bottom")
+            bar = fig.add_axes((0.16 / columns, 0.36 / height, 0.8 / columns, 0.12 / height))
+            _bar(fig, bar, shared)
+            legend = "below left: ‖δ‖ over depth, first (violet) and last (red) step, theory dashed"
+            legend += "\n× off the scale, inf or NaN · heatmap: grey 0, magenta inf, red NaN"
+            wide = columns > 1
+            fig.text(1.13 / columns if wide else 0.02, (0.36 if wide else 0.02) / height, legend, color=style.MUTED)
+        yield fig
+
+
+def _three(fig: Figure, box: tuple[float, float, float, float]) -> tuple[Axes, Axes, Axes]:
+    """Axes for one run's charts within a part of a figure, given as left, bottom, width and height."""
+
+    def at(left: float, bottom: float, width: float, height: float) -> Axes:
+        axes = fig.add_axes((box[0] + left * box[2], box[1] + bottom * box[3], width * box[2], height * box[3]))
+        axes.tick_params(length=2, pad=2)
+        axes.xaxis.labelpad = axes.yaxis.labelpad = 1.5
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
+        return axes
+
+    top, depth, loss = at(0.16, 0.62, 0.80, 0.36), at(0.16, 0.15, 0.30, 0.29), at(0.66, 0.15, 0.30, 0.29)
+    top.grid(False)
+    top.set_ylabel("layer")
+    top.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
+    style.step_axis(top, "step", 5)
+    depth.set_xlabel("layer")
+    style.step_axis(loss, "step", 3)
+    loss.set_ylabel("train loss")
+    return top, depth, loss
+
+
+def _fill(axes: tuple[Axes, Axes, Axes], data: Digest, shared: Scales) -> None:
+    """One run's heatmap, and below it δ over depth (first and last measured step) and the training loss."""
+    top, depth, loss = axes
+    for one, present, what in (
+        (top, data.heatmap, "no gradient norms recorded"),
+        (depth, data.depth, "no profile"),
+        (loss, data.curves.get("train/loss"), "no loss"),
+    ):
+        one.set_axis_on() if present is not None else one.set_axis_off()
+        if present is None:
+            one.text(0.5, 0.5, what, ha="center", va="center", transform=one.transAxes, color=style.MUTED)
+    if data.heatmap is not None:
+        draw_heatmap(top, data.heatmap, shared.norms)
+        top.set_xlim(data.heatmap.edges[0], data.heatmap.edges[-1])
+        top.set_ylim(-0.5, len(data.heatmap.layers) - 0.5)
+    if data.depth is not None:
+        _depth(depth, data.depth, data.theory, shared)
+    if "train/loss" in data.curves:
+        _loss(loss, data.curves["train/loss"], shared)
+
+
+def _decades(axes: Axes, limits: tuple[float, float]) -> None:
+    """A logarithmic y axis with few ticks, on the data's own logarithm: quicker to draw than a log scale."""
+    low, high = limits
+    pad = 0.05 * (high - low)
+    axes.set_ylim(low - pad, high + pad)
+    stride = max(1, int(np.ceil((high - low) / 3)))
+    ticks = np.arange(np.ceil(low), np.floor(high) + 1, stride)
+    if len(ticks) >= 2:
+        axes.yaxis.set_major_locator(FixedLocator(ticks.tolist()))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.power(value)))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.2g}"))
+
+
+def _log10(values: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
+    out = np.full(len(values), np.nan)
+    return np.log10(values, out=out, where=np.isfinite(values) & (values > 0))
+
+
+def _depth(axes: Axes, profile: Profiles, theory: Sequence[float], shared: Scales) -> None:
+    ends = [(0, style.SEQUENCE[0])] + ([(-1, style.SEQUENCE[-1])] if len(profile.steps) > 1 else [])
+    for (row, colour), width in zip(ends, (2.2, 1.1), strict=False):
+        values = profile.values[row]
+        axes.plot(range(len(values)), _log10(values), color=colour, linewidth=width)
+        style.mark(axes, np.flatnonzero(~np.isfinite(values)), top=True)
+        style.mark(axes, np.flatnonzero(values == 0), top=False)
+    if theory:
+        axes.plot(range(len(theory)), _log10(np.array(theory)), "--", color=style.INK, linewidth=0.9)
+    _decades(axes, shared.depth)
+    last = len(profile.layers) - 1
+    axes.set_xlim(-0.05 * last - 0.1, 1.05 * last + 0.1)
+    axes.set_ylabel(NAMES[profile.quantity])
+
+
+def _loss(axes: Axes, curve: Curve, shared: Scales) -> None:
+    axes.plot(curve.steps, _log10(curve.middle), color=style.BLUE)
+    if curve.thinned:
+        low, high = _log10(curve.low), _log10(curve.high)
+        axes.fill_between(curve.steps, low, high, color=style.BLUE, alpha=0.28, linewidth=0.4)
+    _decades(axes, shared.loss)
+    off = curve.steps[np.nan_to_num(curve.high, nan=0.0) > 10 ** (shared.loss[1] + 1e-9)]
+    style.mark(axes, np.unique(np.concatenate([curve.broken, off])), top=True)
+    first, last = float(curve.steps[0]), float(curve.steps[-1])
+    pad = 0.04 * (last - first) or 0.5
+    axes.set_xlim(first - pad, last + pad)
+
+
+def colour_bar(shared: Scales) -> Figure:
+    """The legend of all heatmaps."""
+    with style.drawing():
+        fig = style.figure(0.62)
+        _bar(fig, fig.add_axes((0.03, 0.62, 0.94, 0.3)), shared)
+    return fig
+
+
+def _bar(fig: Figure, axes: Axes, shared: Scales) -> None:
+    colours = fig.colorbar(mpl.cm.ScalarMappable(Normalize(*shared.norms), COLOURS), cax=axes, orientation="horizontal")
+    colours.outline.set_visible(False)
+    axes.grid(False)
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.set_xlabel("log₁₀ ‖∂L/∂W‖", labelpad=1)

@@ -1,0 +1,141 @@
+"""One page for one run or many: self-contained, and nothing in it is taken from a configuration unescaped."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from gradstab import __version__
+from gradstab.report import curves, figures, multiples, style, table
+from gradstab.report.digest import Digest
+from gradstab.report.runs import Run, printable
+
+STATUSES = ("completed", "diverged", "running", "interrupted", "failed")
+
+
+@dataclass
+class Drawing:
+    """A picture with its name (for a file), its title and what it shows."""
+
+    key: str
+    title: str
+    caption: str
+    figure: Figure
+    svg: Markup = field(default_factory=Markup)
+
+
+@dataclass
+class Section:
+    """All that the page says of one run."""
+
+    run: Run
+    row: table.Row
+    headline: str
+    reason: str
+    caption: str
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    figures: list[Drawing] = field(default_factory=list)
+    small: Markup = field(default_factory=Markup)
+
+
+def drawings(data: Digest, run: Run) -> Iterable[Drawing]:
+    """The pictures of one run, as far as it recorded what they show."""
+    if data.heatmap is not None:
+        per = data.heatmap.steps_per_column
+        bins = f" Each column shows the largest of {math.ceil(per):,} recorded steps." if per > 1 else ""
+        text = f"log₁₀ of each layer's weight gradient norm ‖∂L/∂W‖, before clipping.{bins}"
+        yield Drawing("heatmap", "Gradient norm over layer and step", text, figures.heatmap(data.heatmap))
+    if data.depth is not None:
+        name = "‖δ‖, the signal's gradient" if data.depth.quantity == "signal_grad_norm" else "‖∂L/∂W‖"
+        why = "The dashed line is mean-field theory at initialisation, scaled to the top hidden layer at step 0."
+        if not data.theory:
+            reason = run.theory.get("reason") or "step 0 was not measured, or not finite"
+            why = f"No line of theory: {reason}."
+        text = f"{name}, layer by layer. {why}"
+        yield Drawing("depth_profile", "Depth profile", text, figures.depth_profile(data.depth, data.theory))
+    if (fig := figures.activations(data.activations)) is not None:
+        text = "Of each hidden layer's activations a, over batch and units, at measured steps."
+        yield Drawing("activations", "Activation statistics", text, fig)
+    if (fig := curves.loss(data.curves)) is not None:
+        thinned = data.curves.get("train/loss") is not None and data.curves["train/loss"].thinned
+        band = " Line: mean of each bin; band: its smallest and largest value." if thinned else ""
+        yield Drawing("loss_accuracy", "Loss and accuracy", f"Training loss per batch, test split.{band}", fig)
+    if (fig := curves.clipping(data)) is not None:
+        text = "The global gradient norm; no clipping was configured."
+        if data.clipped_share is not None:
+            share = f"{data.clipped_share:.1%} of the recorded steps were clipped"
+            text = f"The global gradient norm before and after; {share}."
+        yield Drawing("clipping", "Gradient norm before and after clipping", text, fig)
+
+
+def section(run: Run, data: Digest, index: int, keys: Sequence[str], *, detailed: bool) -> Section:
+    """Everything about one run; its pictures only if ``detailed``."""
+    reason = printable(run.record.get("reason") or "")
+    caption = ", ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
+    made = Section(
+        run, table.row(run, index, keys, data.clipped_share), table.headline(run), reason, caption or run.name
+    )
+    made.facts = table.facts(run)
+    if detailed:
+        for drawing in drawings(data, run):
+            drawing.svg = _inline(drawing.figure, f"r{index}{drawing.key}", f"{drawing.title}: {drawing.caption}")
+            made.figures.append(drawing)
+    return made
+
+
+def _inline(fig: Figure, prefix: str, label: str) -> Markup:
+    # matplotlib escapes every text that it writes.
+    return Markup(style.inline(fig, prefix, printable(label)))
+
+
+def add_small_multiples(sections: Sequence[Section], digests: Sequence[Digest]) -> Markup:
+    """Draw each run's small picture with scales that all share; returns their common legend."""
+    shared = multiples.scales(digests)
+    drawer = multiples.Drawer(shared)
+    for index, (made, data) in enumerate(zip(sections, digests, strict=True)):
+        made.small = _inline(drawer.draw(data), f"m{index}", f"small multiple of {made.row.name}")
+    return _inline(multiples.colour_bar(shared), "bar", "colour scale of the heatmaps")
+
+
+def _summary(sections: Sequence[Section]) -> str:
+    statuses = Counter(made.row.status for made in sections)
+    verdicts = Counter(label for made in sections for label in made.row.labels)
+    parts = [f"{count} {status}" for status, count in statuses.most_common()]
+    return (
+        ", ".join(parts)
+        + ("; " if verdicts else "")
+        + ", ".join(f"{count} {label.replace('_', ' ')}" for label, count in verdicts.most_common())
+    )
+
+
+def render(title: str, sections: Sequence[Section], keys: Sequence[str], colour_bar: Markup, *, detailed: bool) -> str:
+    """The page as HTML."""
+    folder = resources.files("gradstab.report") / "templates"
+    text = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_final, trim_blocks=True)
+    environment.filters |= {"n": table.number, "spans": table.spans}
+    return environment.from_string(text["page.html"]).render(
+        title=title,
+        version=__version__,
+        style=Markup(text["page.css"]),
+        script=Markup(text["page.js"]),
+        sections=sections,
+        keys=keys,
+        results=table.RESULTS,
+        summary=_summary(sections),
+        colour_bar=colour_bar,
+        detailed=detailed,
+        known_statuses=STATUSES,
+    )
+
+
+def _final(value: Any) -> Any:
+    return value if isinstance(value, Markup) else printable(value)

@@ -1,0 +1,221 @@
+"""Reading runs, whole or broken: what cannot be read is named, the rest is there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gradstab import dashboard
+from gradstab.errors import GradstabError
+from gradstab.events import Records, read_records
+from gradstab.measure.verdict import Verdict
+from gradstab.run_directory import CONFIG_FILE, RUN_FILE
+
+EVENT_FILES = "events.out.tfevents."
+WHOLE_RUN = ("train", "test", "global_grad_norm", "clip", "depth_factor", "depth_factor_r2")
+
+
+@dataclass
+class Run:
+    """One run as far as it can be read.
+
+    ``record`` is run.json, ``settings`` the configuration by dotted key; either is empty where it cannot be read.
+    ``theory`` has ``signal_grad_norm``, relative to the topmost hidden layer, or else ``reason``. ``notes`` say in a
+    few words each what is missing.
+    """
+
+    directory: Path
+    name: str
+    record: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    records: Records = field(default_factory=Records)
+    layers: list[str] = field(default_factory=list)
+    verdict: Verdict | None = None
+    theory: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """As run.json has it; "unknown" where nothing tells."""
+        return printable(self.record.get("status") or "unknown")
+
+    @property
+    def hidden(self) -> int:
+        """How many layers, nearest the input, have an activation."""
+        for quantity in ("activation_std", "activation_mean", "dead_fraction"):
+            if quantity in self.records.vectors:
+                return int(self.records.vectors[quantity].values.shape[1])
+        return max(len(self.layers) - 1, 0)
+
+    def number(self, key: str) -> float | None:
+        """An entry of run.json as a number, which may be inf or NaN; None where there is none."""
+        return as_number(self.record.get(key))
+
+
+def as_number(value: Any) -> float | None:
+    """A number as JSON and run.json's own words for the others have it, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def printable(value: Any) -> str:
+    """Text fit for any page, picture and table: characters that no encoding or font takes are replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+
+
+def load(directory: Path, name: str) -> Run:
+    """Read one run; nothing in it can make this fail."""
+    run = Run(directory, name)
+    run.record = _read_record(directory, run.notes)
+    run.settings = _read_settings(directory, run.notes)
+    run.records = _read_events(directory, run.notes)
+    run.layers = _layers(run)
+    _note_what_is_missing(run)
+    run.theory = _theory(run)
+    run.verdict = _verdict(run)
+    return run
+
+
+def _read_record(directory: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        record = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append(f"no {RUN_FILE}")
+    except (OSError, ValueError, RecursionError) as error:
+        notes.append(f"{RUN_FILE} cannot be read ({type(error).__name__})")
+    else:
+        if isinstance(record, dict):
+            return record
+        notes.append(f"{RUN_FILE} holds no record")
+    return {}
+
+
+def _read_settings(directory: Path, notes: list[str]) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        text = (directory / CONFIG_FILE).read_text(encoding="utf-8")
+        # Aliases, which gradstab never writes, can make a short file stand for an endless one.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
+            raise ValueError
+        container = yaml.load(text, Loader=loader)
+    except FileNotFoundError:
+        notes.append(f"no {CONFIG_FILE}")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        notes.append(f"{CONFIG_FILE} cannot be read ({type(error).__name__})")
+    else:
+        if isinstance(container, dict):
+            # Hydra's own, and where this very run lies, are not what was chosen for it.
+            settings = {key: value for key, value in container.items() if key not in ("defaults", "out_dir", "hydra")}
+            return {printable(key): _plain(value) for key, value in dashboard.flat(settings).items()}
+        notes.append(f"{CONFIG_FILE} holds no configuration")
+    return {}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float) else printable(value)
+
+
+def _read_events(directory: Path, notes: list[str]) -> Records:
+    try:
+        records = read_records(directory)
+        if not any(directory.glob(EVENT_FILES + "*")):
+            notes.append("no event file")
+    except OSError as error:
+        notes.append(f"event file cannot be read ({error.strerror})")
+        return Records()
+    for _ in records.damaged:
+        last = max((int(s.steps[-1]) for s in records.vectors.values() if len(s.steps)), default=None)
+        notes.append("event file cut off or damaged" + ("" if last is None else f" after step {last}"))
+    return records
+
+
+def _layers(run: Run) -> list[str]:
+    recorded = run.records.layers
+    listed = run.record.get("layers")
+    if isinstance(listed, list) and len(listed) > len(recorded):
+        recorded = listed
+    width = max((series.values.shape[1] for series in run.records.vectors.values()), default=0)
+    found = [printable(tag) for tag in recorded]
+    return found + [f"{index:02d}" for index in range(len(found), width)]
+
+
+def _note_what_is_missing(run: Run) -> None:
+    has_file = "no event file" not in run.notes
+    if has_file and not run.records.scalars and not run.records.vectors:
+        run.notes.append("the event file holds no records")
+    elif has_file and "grad_norm" not in run.records.vectors:
+        run.notes.append("no per-layer gradient norms" + _because_none(run))
+    if "signal_grad_norm" not in run.records.vectors and "grad_norm" in run.records.vectors:
+        run.notes.append("no measured step: neither signal_grad_norm nor activation statistics")
+    if run.status == "running":
+        run.notes.append("still running, or killed: no final figures")
+    elif "status" not in run.record and not any(RUN_FILE in note for note in run.notes):
+        run.notes.append(f"{RUN_FILE} has no status")
+
+
+def _because_none(run: Run) -> str:
+    return " (measure=none)" if run.settings.get("measure") == "none" else ""
+
+
+def _theory(run: Run) -> dict[str, Any]:
+    theory = run.record.get("theory")
+    if not isinstance(theory, Mapping):
+        return {"reason": f"no prediction in {RUN_FILE}"}
+    profile = theory.get("signal_grad_norm")
+    values = [as_number(value) for value in profile] if isinstance(profile, list) else []
+    if values and all(value is not None for value in values):
+        notes = theory.get("notes")
+        return {
+            "signal_grad_norm": [math.nan if value is None else value for value in values],
+            "depth_factor": as_number(theory.get("depth_factor")),
+            "notes": [printable(note) for note in notes] if isinstance(notes, list) else [],
+        }
+    return {"reason": printable(theory.get("reason") or f"no profile in {RUN_FILE}")}
+
+
+def _verdict(run: Run) -> Verdict | None:
+    """run.json's own; from the records where it has none."""
+    try:
+        verdict = Verdict.from_dict(run.record["verdict"])
+        return verdict if verdict.labels else None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        if "verdict" in run.record:
+            run.notes.append(f"the verdict in {RUN_FILE} cannot be read")
+    if not run.records.vectors:
+        run.notes.append("no verdict")
+        return None
+    try:
+        return _judged(run)
+    except (GradstabError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+        run.notes.append(f"no verdict ({type(error).__name__} in the records)")
+        return None
+
+
+def _judged(run: Run) -> Verdict:
+    """The verdict that the run's own thresholds give on its records."""
+    from gradstab.config.verdict_options import Thresholds
+    from gradstab.measure.diagnosis import judge_records
+
+    # The scalars that repeat a vector layer by layer have nothing to add.
+    scalars = {tag: series for tag, series in run.records.scalars.items() if tag.partition("/")[0] in WHOLE_RUN}
+    hidden = run.number("hidden_layers")
+    known = {
+        "layers": run.layers,
+        "hidden_layers": run.hidden if hidden is None else int(hidden),
+        "theory": {"depth_factor": run.theory.get("depth_factor"), "reason": run.theory.get("reason")},
+        "chance_loss": run.number("chance_loss"),
+        "adaptive_optimizer": run.record.get("adaptive_optimizer") is True,
+    }
+    settings = {name: run.settings.get(f"verdict.{name}") for name in Thresholds.__dataclass_fields__}
+    chosen: dict[str, Any] = {name: value for name, value in settings.items() if isinstance(value, int | float)}
+    return judge_records(Records(scalars, run.records.vectors, run.layers), known, Thresholds(**chosen))

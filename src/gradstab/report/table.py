@@ -1,0 +1,136 @@
+"""What is said of runs in words and numbers: the differing settings, and one row for each run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradstab.measure.verdict import Verdict
+from gradstab.report.runs import Run, as_number, printable
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows, and what it sorts by: a number, or a text; empty sorts last."""
+
+    text: str
+    sort: str = ""
+
+
+@dataclass
+class Row:
+    """One run as a line of the table, and as the head of its own section."""
+
+    name: str
+    anchor: str
+    status: str
+    labels: tuple[str, ...]
+    cells: list[Cell] = field(default_factory=list)
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The dotted keys whose values are not the same in all runs, in the order of the configuration."""
+    keys = list(dict.fromkeys(key for one in settings for key in one))
+    missing = object()
+    return [key for key in keys if len({repr(one.get(key, missing)) for one in settings}) > 1]
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number as people read it; a dash for none."""
+    known = as_number(value)
+    if known is None:
+        return ABSENT if value is None else printable(value)
+    if not math.isfinite(known):
+        return "NaN" if math.isnan(known) else "∞" if known > 0 else "−∞"
+    if known == int(known) and abs(known) < 1e6:
+        return f"{int(known):,}"
+    return f"{known:.{digits}g}"
+
+
+def _numeric(value: float | None, text: str | None = None) -> Cell:
+    return Cell(number(value) if text is None else text, "" if value is None else repr(float(value)))
+
+
+def _percent(value: float | None) -> Cell:
+    return _numeric(value, None if value is None or not math.isfinite(value) else f"{100 * value:.2f} %")
+
+
+def labels(verdict: Verdict | None) -> tuple[str, ...]:
+    """A verdict's labels, none where there is no verdict."""
+    return () if verdict is None else verdict.labels
+
+
+RESULTS = ("test accuracy", "train loss", "depth factor", "R²", "clipped", "steps", "seconds")
+
+
+def row(run: Run, index: int, keys: Sequence[str], clipped_share: float | None) -> Row:
+    """A run's line: its differing settings, then ``RESULTS``."""
+    made = Row(run.name, f"run-{index}", run.status, labels(run.verdict))
+    for key in keys:
+        value = run.settings.get(key)
+        made.cells.append(Cell(ABSENT if value is None else str(value), "" if value is None else str(value)))
+    made.cells.append(_percent(run.number("test_accuracy")))
+    made.cells += [_numeric(run.number(key)) for key in ("train_loss", "depth_factor", "depth_factor_r2")]
+    made.cells.append(_percent(clipped_share))
+    made.cells.append(_numeric(run.number("steps")))
+    seconds = run.number("seconds")
+    made.cells.append(_numeric(seconds, None if seconds is None else f"{seconds:.1f}"))
+    return made
+
+
+_FACTS = (
+    ("test accuracy", "test_accuracy"),
+    ("best test accuracy", "best_test_accuracy"),
+    ("test loss", "test_loss"),
+    ("train loss", "train_loss"),
+    ("depth factor", "depth_factor"),
+    ("steps", "steps"),
+    ("clipped steps", "clipped_steps"),
+    ("skipped steps", "skipped_steps"),
+    ("parameters", "parameters"),
+    ("seconds", "seconds"),
+)
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What run.json says of the run as a whole, as far as it says it."""
+    found = []
+    for name, key in _FACTS:
+        value = run.number(key)
+        if value is None or (key in ("clipped_steps", "skipped_steps") and value == 0):
+            continue
+        text = _percent(value).text if "accuracy" in name else number(round(value, 2) if key == "seconds" else value)
+        r2 = run.number("depth_factor_r2")
+        if key == "depth_factor" and r2 is not None:
+            text += f" per layer (R² {r2:.2f})"
+        found.append((name, text))
+    found += [(key, printable(run.record[key])) for key in ("device", "seed") if key in run.record]
+    if "started" in run.record:
+        found.append(("started", printable(run.record["started"]).replace("T", " ", 1).replace("+00:00", " UTC")))
+    return found
+
+
+def headline(run: Run) -> str:
+    """The network and its training in one line, from what the configuration holds."""
+    s = run.settings
+    parts = [str(s[key]) for key in ("model", "act", "init") if key in s]
+    if "model.depth" in s and parts:
+        parts[0] += f" {s['model.depth']} × {s.get('model.width', '?')}"
+    if "optimizer" in s:
+        parts.append(f"{s['optimizer']}" + (f" lr={s['optimizer.lr']}" if "optimizer.lr" in s else ""))
+    for key in ("clip", "model.norm", "model.residual"):
+        if s.get(key, "none") != "none":
+            parts.append(f"{key.removeprefix('model.')} {s[key]}")
+    return " · ".join([*parts, *([str(s["data"])] if "data" in s else [])])
+
+
+def spans(tags: Sequence[Any]) -> str:
+    """A list of layers in short: the ends of a run of them, and how many."""
+    shown = [printable(tag) for tag in tags]
+    if len(shown) <= 3:
+        return ", ".join(shown) or "the whole network"
+    return f"{shown[0]} … {shown[-1]} ({len(shown)} layers)"

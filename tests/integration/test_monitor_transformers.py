@@ -1,0 +1,147 @@
+"""The callback for Hugging Face's Trainer, with the real one: a tiny GPT-2 made from its configuration, no download."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradstab.errors import ConfigError
+from gradstab.events import read_records
+from gradstab.run_directory import read_run
+
+with warnings.catch_warnings():
+    # Deprecations inside transformers and what it imports are not ours to mend.
+    warnings.simplefilter("ignore")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+    from gradstab.monitor.transformers import GradstabCallback
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def gpt2() -> Any:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            n_layer=2, n_embd=16, n_head=2, vocab_size=19, n_positions=8, resid_pdrop=0.0, embd_pdrop=0.0,
+            attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def samples(count: int) -> list[dict[str, Tensor]]:
+    g = torch.Generator().manual_seed(1)
+    rows = [torch.randint(19, (8,), generator=g) for _ in range(count)]
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+class Fails(TrainerCallback):  # type: ignore[misc]
+    """Stops a run where it is told to, by raising."""
+
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        if state.global_step == 2:
+            raise RuntimeError("the data ran out")
+
+
+def train(model: Any, folder: Path, *callbacks: Any, **options: Any) -> Any:
+    settings = {
+        "per_device_train_batch_size": 2, "num_train_epochs": 1, "optim": "sgd", "learning_rate": 0.1,
+        "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "report_to": [], "save_strategy": "no",
+        "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no", "train_sampling_strategy": "sequential",
+    }  # fmt: skip
+    arguments = TrainingArguments(str(folder), **settings | options)
+    trainer = Trainer(model, arguments, train_dataset=samples(8), eval_dataset=samples(4), callbacks=list(callbacks))
+    trainer.train()
+    return trainer
+
+
+def by_hand(micro: int, clip: float) -> list[dict[str, Any]]:
+    """The same training in a plain loop: norms by autograd.grad, the mean loss, the scale of clipping."""
+    model = gpt2().train()
+    found, rows = [], samples(8)
+    names = [name for name, _ in model.named_parameters()]
+    for start in range(0, 8, 2 * micro):
+        batch = torch.stack([row["input_ids"] for row in rows[start : start + 2 * micro]])
+        # The Trainer divides by all labels, the first of each row included, which predicts nothing.
+        loss = model(input_ids=batch, labels=batch, num_items_in_batch=batch.numel()).loss
+        grads = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+        norm = torch.stack([g.norm() for g in grads.values()]).norm().item()
+        scale = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
+        found.append({"loss": loss.item(), "grads": {n: g.norm().item() for n, g in grads.items()}, "scale": scale})
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter -= 0.1 * scale * grads[name]
+    return found
+
+
+@pytest.mark.parametrize(("micro", "clip"), [(1, 0.0), (2, 0.5), (1, 1.0)])
+def test_the_trainers_gradients_are_recorded_before_and_after_clipping(tmp_path: Path, micro: int, clip: float) -> None:
+    callback = GradstabCallback(tmp_path / "run", every=2)
+    model = gpt2()
+    train(model, tmp_path / "out", callback, gradient_accumulation_steps=micro, max_grad_norm=clip)
+    records, known = read_records(tmp_path / "run"), read_run(tmp_path / "run")
+    expected = by_hand(micro, clip)
+    assert known["steps"] == len(expected) == 4 // micro
+    assert known["status"] == "completed"
+    assert [tag.split("_", 1)[1] for tag in records.layers[:3]] == [
+        "transformer.wte", "transformer.wpe", "transformer.h.0.attn.c_attn",
+    ]  # fmt: skip
+    for row, entry in zip(records.vectors["grad_norm"].values, expected, strict=True):
+        for tag, value in zip(records.layers, row, strict=True):
+            name = tag.split("_", 1)[1].replace("lm_head", "transformer.wte")
+            assert value == pytest.approx(entry["grads"][f"{name}.weight"], rel=1e-4), tag
+    assert records.scalars["train/loss"].values.tolist() == pytest.approx([e["loss"] for e in expected], rel=1e-4)
+    whole = [sum(v**2 for v in e["grads"].values()) ** 0.5 for e in expected]
+    assert records.scalars["global_grad_norm/pre_clip"].values.tolist() == pytest.approx(whole, rel=1e-4)
+    if clip:
+        assert records.scalars["clip/scale"].values.tolist() == pytest.approx([e["scale"] for e in expected], rel=1e-3)
+        assert known["clipped_steps"] > 0
+    signals = records.vectors["signal_grad_norm"]
+    assert signals.steps.tolist() == list(range(0, len(expected), 2))
+    assert (signals.values > 0).all()
+    # The activation of a block's first dense layer is a module that transformers has.
+    fc = [i for i, tag in enumerate(records.layers) if tag.endswith("c_fc")]
+    assert (records.vectors["activation_std"].values[:, fc] > 0).all()
+    assert callback.verdict().to_dict()["labels"] == known["verdict"]["labels"] == ["healthy"]
+
+
+def test_watching_changes_nothing_that_the_trainer_trains(tmp_path: Path) -> None:
+    bare, watched = gpt2(), gpt2()
+    train(bare, tmp_path / "a", max_grad_norm=0.5)
+    train(watched, tmp_path / "b", GradstabCallback(tmp_path / "run", every=1), max_grad_norm=0.5)
+    assert all(torch.equal(value, bare.state_dict()[key]) for key, value in watched.state_dict().items())
+
+
+def test_evaluations_and_the_logged_loss_are_recorded(tmp_path: Path) -> None:
+    callback = GradstabCallback(tmp_path / "run")
+    options = {"eval_strategy": "steps", "eval_steps": 2, "label_smoothing_factor": 0.1}
+    train(gpt2(), tmp_path / "out", callback, logging_strategy="steps", logging_steps=1, **options)
+    records = read_records(tmp_path / "run")
+    assert records.scalars["test/loss"].steps.tolist() == [2, 4]
+    # Label smoothing happens outside the network: step 1's row has what was logged after step 0.
+    assert len(records.scalars["train/loss"].steps) > 0
+
+
+def test_a_failure_leaves_a_record_that_reads(tmp_path: Path) -> None:
+    callback = GradstabCallback(tmp_path / "run")
+    with pytest.raises(RuntimeError, match="ran out"):
+        train(gpt2(), tmp_path / "out", callback, Fails())
+    callback.close("failed", "the data ran out")
+    known = read_run(tmp_path / "run")
+    assert (known["status"], known["steps"]) == ("failed", 2)
+    assert len(read_records(tmp_path / "run").vectors["grad_norm"].steps) == 2
+
+
+def test_arguments_that_the_trainer_gives_are_refused() -> None:
+    with pytest.raises(ConfigError, match="scaler: the trainer gives it"):
+        GradstabCallback("run", scaler=None)

@@ -1,0 +1,259 @@
+"""The pictures and the page: axes are labelled, colours are right, nothing escapes and nothing is loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from markupsafe import Markup
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from gradstab.events import Records, Series, layer_tags
+from gradstab.measure.verdict import Finding, Remedy, Verdict
+from gradstab.report import curves, figures, multiples, page, style
+from gradstab.report.digest import Digest, digest, heatmap
+from gradstab.report.runs import Run, printable
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Strict(HTMLParser):
+    """Collects tags and texts; fails on tags that do not close what is open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+
+def made_run(n_layers: int = 4, steps: int = 20, *, broken: bool = False, name: str = "run") -> Run:
+    """A run with everything that pictures show."""
+    rng = np.random.default_rng(n_layers)
+    every, some = np.arange(steps), np.arange(0, steps, 5)
+    run = Run(Path(name), name, {"status": "completed", "test_accuracy": 0.5})
+    run.layers = layer_tags(["hidden"] * (n_layers - 1) + ["output"])
+
+    def norms(at: np.ndarray, width: int) -> Series:
+        values = np.exp(rng.normal(size=(len(at), width), scale=3))
+        if broken:
+            values[-1], values[:, 0], values[0, -1] = math.nan, 0.0, math.inf
+        return Series(at, values)
+
+    vectors = {"grad_norm": norms(every, n_layers), "signal_grad_norm": norms(some, n_layers)}
+    if n_layers > 1:
+        for quantity in ("activation_std", "activation_mean", "dead_fraction", "saturated_fraction"):
+            vectors[quantity] = Series(some, rng.random((len(some), n_layers - 1)))
+    tags = ("train/loss", "test/loss", "test/accuracy", "global_grad_norm/pre_clip", "global_grad_norm/post_clip")
+    scalars = {tag: Series(every, rng.random(steps)) for tag in (*tags, "clip/triggered")}
+    if broken:
+        scalars["train/loss"].values[-1] = math.nan
+    run.records = Records(scalars, vectors, run.layers)
+    run.theory = {"signal_grad_norm": np.linspace(0.1, 1, n_layers - 1).tolist()} if n_layers > 1 else {}
+    return run
+
+
+def _all_figures(run: Run) -> dict[str, Figure]:
+    return {drawing.key: drawing.figure for drawing in page.drawings(digest(run), run)}
+
+
+@pytest.mark.parametrize(("layers", "steps"), [(1, 1), (2, 3), (4, 20), (301, 6)])
+@pytest.mark.parametrize("broken", [False, True])
+def test_every_chart_has_labels_on_its_axes_and_a_legend(layers: int, steps: int, broken: bool) -> None:
+    drawn = _all_figures(made_run(layers, steps, broken=broken))
+    assert set(drawn) == {"heatmap", "depth_profile", "loss_accuracy", "clipping"} | (
+        {"activations"} if layers > 1 else set()
+    )
+    for key, figure in drawn.items():
+        assert all(axes.get_ylabel() for axes in figure.axes), key
+        charts = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
+        assert charts[-1].get_xlabel() in ("step", "layer (0 is nearest the input)"), key
+        labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        if key == "heatmap":
+            assert figure.axes[-1].get_ylabel() == "log₁₀ ‖∂L/∂W‖"
+            assert set(labels) == ({"0", "inf", "NaN"} if broken and steps > 2 and layers > 1 else set(labels))
+        else:
+            assert labels, key
+        if broken and key == "depth_profile":
+            assert "inf or NaN" in labels
+        if not broken and layers > 1 and key == "depth_profile":
+            assert "theory, step 0" in labels
+        ET.fromstring(style.inline(figure, "p", "label"))
+
+
+def test_the_heatmaps_pixels_are_its_values() -> None:
+    values = np.array([[1e-4, 1.0, math.nan], [1e4, 0.0, math.inf]])
+    data = heatmap(Series(np.arange(2), values), ["a", "b", "c"], "grad_norm")
+    image = figures.rgba(data, (-4, 4))
+    colours = mpl.colormaps["viridis"]
+    np.testing.assert_allclose(image[0, 0], colours(0.0))
+    np.testing.assert_allclose(image[0, 1], colours(1.0))
+    np.testing.assert_allclose(image[1, 0], colours(0.5), atol=0.01)
+    assert tuple(image[1, 1]) == to_rgba(style.GREY)
+    assert tuple(image[2, 0]) == to_rgba(style.RED)
+    assert tuple(image[2, 1]) == to_rgba(style.MAGENTA)
+    (axes, _) = figures.heatmap(data).axes
+    np.testing.assert_allclose(axes.images[0].get_array(), figures.rgba(data, data.range))
+    assert list(axes.images[0].get_extent()) == [-0.5, 1.5, -0.5, 2.5]
+
+
+def test_the_theorys_line_meets_the_measured_top_layer() -> None:
+    run = made_run(6)
+    data = digest(run)
+    assert data.depth is not None
+    (axes,) = figures.depth_profile(data.depth, data.theory).axes
+    (line,) = [line for line in axes.lines if line.get_linestyle() == "--" and line.get_color() == style.INK]
+    assert line.get_ydata()[-1] == pytest.approx(run.records.vectors["signal_grad_norm"].values[0, 4])
+    assert line.get_ydata()[0] == pytest.approx(0.1 * line.get_ydata()[-1])
+
+
+def test_a_spike_reaches_the_top_of_the_curve() -> None:
+    run = made_run(2, 5000)
+    run.records.scalars["train/loss"].values[1234] = 1e6
+    fig = curves.loss(digest(run).curves)
+    assert fig is not None
+    assert fig.axes[0].get_ylim()[1] >= 1e6
+
+
+def _rendered(*runs: Run, keys: tuple[str, ...] = ()) -> str:
+    digests = [digest(run) for run in runs]
+    pairs = enumerate(zip(runs, digests, strict=True))
+    sections = [page.section(run, data, i, keys, detailed=True) for i, (run, data) in pairs]
+    bar = page.add_small_multiples(sections, digests) if len(runs) > 1 else Markup()
+    return page.render("title", sections, keys, bar, detailed=True)
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[bool, str]:
+    """The page of one run and, under True, that of two."""
+    one = made_run()
+    return {False: _rendered(one), True: _rendered(made_run(3, name="a"), made_run(3, broken=True, name="b"))}
+
+
+HOSTILE = "</script><script>alert(1)</script>\"'&<b>$\\frac{$\x00\x1b[31m\udc80"
+
+
+def _hostile() -> Run:
+    run = made_run(name="hostile")
+    run.name = run.record["status"] = run.record["reason"] = HOSTILE
+    run.settings = {HOSTILE: HOSTILE, "model": HOSTILE, "act": "relu"}
+    run.layers = [printable(HOSTILE + str(i)) for i in range(4)]
+    run.records.layers = run.layers
+    run.notes = [HOSTILE]
+    run.theory = {"reason": HOSTILE}
+    finding = Finding(HOSTILE, HOSTILE, HOSTILE, (HOSTILE,) * 5, 0, 1, 2, math.nan, 2.0, HOSTILE, HOSTILE, HOSTILE)
+    run.verdict = Verdict(3, (finding,), (Remedy((HOSTILE,), HOSTILE, 0.5),))
+    return run
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_names_from_configuration_stay_text(several: bool) -> None:
+    runs = (_hostile(), Run(Path(), "bare")) if several else (_hostile(),)
+    text = _rendered(*runs, keys=(HOSTILE,) if several else ())
+    text.encode()
+    parsed = Strict(text)
+    assert sum(tag == "script" for tag, _ in parsed.tags) == 1
+    assert not any(tag == "b" for tag, _ in parsed.tags)
+    assert not any(name.startswith("on") for _, attrs in parsed.tags for name in attrs)
+    assert any("</script><script>alert(1)" in content for where, content in parsed.texts if where != "script")
+    assert "\x00" not in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_page_loads_nothing_and_every_id_is_its_own(pages: dict[bool, str], several: bool) -> None:
+    text = pages[several]
+    parsed = Strict(text)
+    ids = [attrs["id"] for _, attrs in parsed.tags if attrs.get("id")]
+    assert len(ids) == len(set(ids))
+    for tag, attrs in parsed.tags:
+        for name in ("src", "href", "xlink:href"):
+            target = attrs.get(name) or "#"
+            assert target.startswith(("#", "data:image/png;base64,")), (tag, target)
+            if target.startswith("#") and target != "#":
+                assert target[1:] in ids
+    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(ids)
+    assert not re.search(r"https?:|@import|//cdn|url\((?!#)", text)
+    assert not any(tag in ("link", "iframe", "object", "img") for tag, _ in parsed.tags)
+
+
+def test_a_finding_shows_rule_layers_steps_value_threshold_and_remedies() -> None:
+    run = made_run()
+    tags = tuple(f"{i:02d}_hidden" for i in range(16))
+    finding = Finding(
+        "vanishing", "depth_span", "signal_grad_norm", tags, 5, 250, 7, 11.97, 2.0, "verdict.k", "why", "expects it"
+    )
+    run.verdict = Verdict(250, (finding,), (Remedy(("init=critical", "act=tanh"), "at the edge", 0.987),))
+    words = " ".join(content for _, content in Strict(_rendered(run)).texts)
+    for expected in ("depth_span", "signal_grad_norm", "00_hidden … 15_hidden (16 layers)", "5 to 250", "11.97"):
+        assert expected in words
+    for expected in ("threshold 2", "verdict.k", "why", "expects it", "init=critical act=tanh", "0.987", "held at 7"):
+        assert expected in words
+
+
+def test_in_the_page_every_colour_is_a_variable_that_both_modes_define(pages: dict[bool, str]) -> None:
+    text = pages[False] + pages[True]
+    css = (Path(page.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+    light, dark = css.split("prefers-color-scheme: dark")
+    for variable in style.VARIABLES.values():
+        assert f"{variable}:" in light
+        assert f"{variable}:" in dark
+    svgs = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert set(re.findall(r"(?<!&)#[0-9a-f]{6}\b", svgs)) == set()
+
+
+def test_names_in_any_script_are_drawn_without_a_warning() -> None:
+    run = made_run(4)
+    run.layers = ["层一", "слой", "שכבה", "層" * 40]
+    data = digest(run)
+    assert data.heatmap is not None
+    figure = figures.heatmap(data.heatmap)
+    assert "层一" in style.inline(figure, "p", "label")
+    assert style.picture(figure, "png", "層").startswith(b"\x89PNG")
+
+
+def test_small_multiples_share_their_axes() -> None:
+    digests = [digest(made_run(5)), digest(made_run(9)), Digest()]
+    shared = multiples.scales(digests)
+    drawer = multiples.Drawer(shared)
+    seen = []
+    for data in digests[:2]:
+        axes = drawer.draw(data).axes
+        seen.append([one.get_ylim() for one in axes[1:]])
+        assert len(axes[0].images) == 1
+        assert [one.get_xlabel() for one in axes] == ["step", "layer", "step"]
+        assert all(one.get_ylabel() for one in axes)
+    assert seen[0] == seen[1]
+    empty = drawer.draw(digests[2])
+    assert [text.get_text() for one in empty.axes for text in one.texts] == [
+        "no gradient norms recorded",
+        "no profile",
+        "no loss",
+    ]
+    sheets = list(multiples.sheets([*digests, *[Digest()] * 23], ["x"] * 26))
+    assert [len(sheet.axes) for sheet in sheets] == [24 * 3 + 1, 2 * 3 + 1]
