@@ -20,7 +20,7 @@ class Thresholds(Option):
         2.2, above=0, reason="a network whose gradient spans more over its hidden layers hardly ever goes on to learn"
     )
     stalled_depth_decades: float = number(
-        1.4, above=0, reason="the same while the loss has not left the plateau: a lesser span is what holds it there"
+        1.7, above=0, reason="the same while the loss has not left the plateau: a lesser span is what holds it there"
     )
     init_vanishing_decades: float = number(
         2.0, above=0, reason="before the first update, downwards: plain gradient steps do not recover from more"
@@ -32,23 +32,23 @@ class Thresholds(Option):
         1.5, at_least=1, reason="times as many decades downwards where steps do not shrink with the gradient (Adam)"
     )
     similarity: float = number(
-        0.99, above=0, below=1, reason="outputs of two samples correlate more only where depth has erased the input"
+        0.993, above=0, below=1, reason="outputs of two samples correlate more only where depth has erased the input"
     )
     init_similarity: float = number(
         0.9999, above=0, below=1, reason="the same before the first update; biases and first steps mend less than that"
     )
     signal_share: float = number(
-        5e-4, above=0, below=1, reason="where dropout's masks explain all but less of what tells outputs apart"
+        5e-5, above=0, below=1, reason="where dropout's masks explain all but less of what tells outputs apart"
     )
     loss_ratio: float = number(
-        10.0, above=1, reason="a loss so many times that of guessing comes of a signal that exploded on its way forward"
+        30.0, above=1, reason="a loss so many times that of guessing comes of a signal that exploded on its way forward"
     )
-    init_loss_ratio: float = number(100.0, above=1, reason="the same before the first update; one step can mend a lot")
+    init_loss_ratio: float = number(300.0, above=1, reason="the same before the first update; one step can mend a lot")
     dead_fraction: float = number(
         0.9, above=0, at_most=1, reason="networks learnt with up to 83 % of one layer's units dead; none with more"
     )
     saturated_fraction: float = number(
-        0.8, above=0, at_most=1, reason="networks that had yet to learn and did had less of every layer saturated"
+        0.95, above=0, at_most=1, reason="networks learnt with up to 91 % of one layer's activations saturated"
     )
     learnt: float = number(
         0.5, above=0, below=1, reason="a loss below this share of guessing's is learning, whatever gradients look like"
