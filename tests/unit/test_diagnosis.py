@@ -93,6 +93,36 @@ def test_underflow_towards_the_input_is_vanishing() -> None:
     assert one.verdict().labels == ("vanishing",)
 
 
+def test_a_span_that_no_float_holds() -> None:
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=np.array([1e-320, *[1.0] * 8, 1e300, 1.0]))
+    (finding,) = one.verdict().findings
+    assert finding.value == pytest.approx(620, abs=1)
+    assert "a factor of 10^620" in finding.explanation
+
+
+def test_layers_without_a_signal_are_left_out() -> None:
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=np.array([math.nan, math.nan, *profile(0.5)[2:]]))
+    (finding,) = one.verdict().findings
+    assert finding.kind == "vanishing"
+    assert finding.value == pytest.approx(7 * math.log10(2))
+
+
+def test_the_profile_may_be_of_chosen_layers() -> None:
+    one = Judge(TAGS, 0, T, chance_loss=CHANCE, depth_layers=[TAGS[2], TAGS[7], TAGS[9]])
+    looked(one, 0, CHANCE, signal_grad_norm=profile(0.5))
+    (finding,) = one.verdict().findings
+    assert finding.value == pytest.approx(7 * math.log10(2))
+    assert finding.layers == (TAGS[2],)
+
+
+def test_a_step_that_the_scaler_skipped_breaks_nothing() -> None:
+    one = judge()
+    one.observe(0, {"train/loss": CHANCE, "global_grad_norm/pre_clip": math.inf, "amp/skipped": 1.0}, {})
+    assert one.verdict().labels == ("healthy",)
+
+
 def test_a_network_that_learns_is_healthy_whatever_its_profile() -> None:
     one = judge()
     for step in range(6):

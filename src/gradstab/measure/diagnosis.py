@@ -48,7 +48,8 @@ class Judge:
         self._chance = chance_loss
         self._adaptive = adaptive
         places = {tag: index for index, tag in enumerate(self._layers)}
-        self._depth = list(range(hidden)) if depth_layers is None else [places[tag] for tag in depth_layers]
+        inner = range(hidden) if depth_layers is None else [places[tag] for tag in depth_layers]
+        self._depth = np.array(list(inner), np.int64)
         self._losses: deque[float] = deque(maxlen=LOSS_WINDOW)
         self._early_norms: list[float] = []
         self._seen = 0

@@ -45,7 +45,7 @@ class Profile:
 
     layers: Sequence[str]
     hidden: int
-    depth: Sequence[int]
+    depth: NDArray[np.int64]
     vectors: dict[str, Vector]
     first: bool
     stalled: bool
@@ -77,28 +77,30 @@ def profile_rules(profile: Profile, t: Thresholds) -> list[Holding]:
 
 def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     """The per-sample gradient δ spans too many decades over the hidden layers."""
-    signals = profile.vectors["signal_grad_norm"]
+    signals = profile.vectors["signal_grad_norm"][profile.depth]
     # NaN stands for a layer that never shows a gradient: frozen, or not used.
-    known = [i for i in profile.depth if not np.isnan(signals[i])]
-    layers = [profile.layers[i] for i in known]
+    known = ~np.isnan(signals)
     delta = signals[known]
     if len(delta) < 2 or np.isinf(delta).any():
         return []
     low, high = int(delta.argmin()), int(delta.argmax())
     if delta[high] == 0:
+        layers = [profile.layers[int(i)] for i in profile.depth[known]]
         text = "no gradient reaches any hidden layer: δ is 0 in all of them"
         return [_span("vanishing", WHOLE_RANGE, *_depth_limit(profile, t, True), text, tuple(layers))]
-    decades = float(np.log10(delta[high] / delta[low])) if delta[low] > 0 else WHOLE_RANGE
+    decades = float(np.log10(delta[high]) - np.log10(delta[low])) if delta[low] > 0 else WHOLE_RANGE
     # Most looks end here; the line through the profile is for those that do not.
     if decades <= min(_depth_limit(profile, t, falls)[0] for falls in (True, False)):
         return []
+    layers = [profile.layers[int(i)] for i in profile.depth[known]]
     line = depth_factor(delta.tolist())
     falls = low < high if line is None else line.factor < 1
     limit, key = _depth_limit(profile, t, falls)
     if decades <= limit:
         return []
     fit = "" if line is None else f", {line.factor:.3g} per layer towards the input (R² {line.r2:.2f})"
-    ratio = f"a factor of {10**decades:.2g}" if delta[low] > 0 else "down to 0"
+    size = f"{10**decades:.2g}" if decades < 300 else f"10^{decades:.0f}"
+    ratio = f"a factor of {size}" if delta[low] > 0 else "down to 0"
     text = f"δ spans {ratio} between {layers[high]} and {layers[low]}{fit}: " + (
         "layers near the input hardly get a gradient" if falls else "the gradient grows on its way to the input"
     )
