@@ -9,7 +9,8 @@ verdict is right where it is healthy for the trained and anything else for the f
 
 At initialisation, recall is taken over gradient failures alone: those where the network is to blame and not the
 optimizer. A failure is one where a network of two layers learns with the same activation, optimizer and rate, while
-the network itself also fails with a tenth of the rate. AutoTrainer's and SageMaker's rules look at the same steps.
+the network itself also fails with a tenth and with ten times the rate. AutoTrainer's and SageMaker's rules look at the
+same steps.
 """
 
 from __future__ import annotations
@@ -153,10 +154,17 @@ def shallow(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"model": model, "init": {"name": init}}
 
 
-def slower(settings: dict[str, Any]) -> dict[str, Any]:
-    """The same network with a tenth of the rate."""
+def at_rate(settings: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The same network with another learning rate."""
     optimizer = settings["optimizer"]
-    return settings | {"optimizer": {**optimizer, "lr": optimizer["lr"] / 10}}
+    return settings | {"optimizer": {**optimizer, "lr": optimizer["lr"] * factor}}
+
+
+def is_gradient_failure(settings: dict[str, Any]) -> bool:
+    """Whether a failure is the network's and not the rate's: a shallow twin learns, and no other rate helps."""
+    if trained(shallow(settings), look=False)["accuracy"] < TRAINED:
+        return False
+    return all(trained(at_rate(settings, factor), look=False)["accuracy"] < FAILED for factor in (0.1, 10.0))
 
 
 def trained(settings: dict[str, Any], look: bool = True) -> dict[str, Any]:
@@ -248,10 +256,7 @@ def examined(task: tuple[int, int, int]) -> dict[str, Any] | None:
     try:
         result = trained(settings)
         if result["accuracy"] < FAILED:
-            twin = trained(shallow(settings), look=False)
-            result["gradient_failure"] = twin["accuracy"] >= TRAINED and (
-                trained(slower(settings), look=False)["accuracy"] < FAILED
-            )
+            result["gradient_failure"] = is_gradient_failure(settings)
     except GradstabError as refusal:
         return {"index": index, "refused": str(refusal)}
     return {"index": index, **result}
@@ -301,6 +306,7 @@ def report(results: list[dict[str, Any]], errors: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", type=int, default=300)
+    parser.add_argument("--first", type=int, default=0, help="leave out the configurations before this one")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
@@ -314,7 +320,7 @@ def main() -> None:
         else []
     )
     known = {result["index"] for result in done}
-    tasks = [(i, options.seed, options.steps) for i in range(options.configs) if i not in known]
+    tasks = [(i, options.seed, options.steps) for i in range(options.first, options.configs) if i not in known]
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for result in pool.imap_unordered(examined, tasks):
             if result is not None:
@@ -326,7 +332,7 @@ def main() -> None:
         for result in done:
             for name, verdict in judged(result).items() if "said" in result else ():
                 result["said"][name]["gradstab"] = verdict
-    report(done, options.errors)
+    report([result for result in done if options.first <= result["index"] < options.configs], options.errors)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class Examination:
             "hidden_layers": self.hidden,
             "adaptive_optimizer": self.config.optimizer.name in ADAPTIVE,
             "chance_loss": self.chance_loss,
+            "thresholds": self.config.verdict.knobs,
             "theory": self.theory,
         }
 

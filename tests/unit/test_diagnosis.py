@@ -249,3 +249,55 @@ def test_a_verdict_survives_json() -> None:
 def test_labels_come_in_one_order() -> None:
     found = tuple(Finding(kind, "", "", (), 0, 0, 1, 1.0, 1.0, "", "") for kind in reversed(KINDS))
     assert Verdict(0, found).labels == KINDS
+
+
+def test_without_a_loss_gradients_are_judged_all_the_same() -> None:
+    one = judge()
+    for step, norm in enumerate((1.0, 1.0, math.nan)):
+        vectors = {"grad_norm": np.full(11, norm), "signal_grad_norm": profile(0.4)}
+        one.observe(step, {"global_grad_norm/pre_clip": norm}, vectors)
+    assert one.verdict().labels == ("vanishing", "non_finite")
+
+
+@pytest.mark.parametrize("loss", [-10.0, -1e-3])
+def test_a_negative_loss_proves_no_learning(loss: float) -> None:
+    for chance in (CHANCE, None):
+        one = Judge(TAGS, 10, T, chance_loss=chance)
+        for step in range(6):
+            looked(one, step, loss, signal_grad_norm=profile(0.3))
+        assert one.verdict().labels == ("vanishing",)
+
+
+def test_a_loss_of_exactly_nothing_is_learnt() -> None:
+    one = judge()
+    for step in range(6):
+        looked(one, step, 0.0, signal_grad_norm=profile(0.3))
+    assert one.verdict().labels == ("healthy",)
+
+
+def test_alike_outputs_of_a_network_that_learns_are_its_classes() -> None:
+    alike = np.array([0.5] * 10 + [0.999])
+    for level, labels in ((0.7, ("healthy",)), (1.0, ("vanishing",))):
+        one = judge()
+        for step in range(6):
+            looked(one, step, level * CHANCE, signal_grad_norm=profile(1.0), correlation=alike)
+        assert one.verdict().labels == labels
+
+
+def test_norms_that_only_double_precision_holds_are_not_broken(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path, TAGS)
+    writer.write(0, {"train/loss": CHANCE, "global_grad_norm/pre_clip": 1e60}, {"grad_norm": np.full(11, 1e59)})
+    writer.write(1, {"train/loss": CHANCE, "global_grad_norm/pre_clip": math.inf}, {"grad_norm": np.full(11, 1e3)})
+    writer.close()
+    (finding,) = judge_records(read_records(tmp_path), {"chance_loss": CHANCE}).findings
+    assert (finding.kind, finding.first_step) == ("non_finite", 1)
+
+
+def test_a_directory_is_judged_by_its_own_thresholds(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path, TAGS)
+    writer.write(0, {"train/loss": CHANCE}, {"grad_norm": np.ones(11), "signal_grad_norm": profile(0.9)})
+    writer.close()
+    run = {"chance_loss": CHANCE, "hidden_layers": 10}
+    assert judge_records(read_records(tmp_path), run).labels == ("healthy",)
+    run["thresholds"] = {"init_vanishing_decades": 0.1}
+    assert judge_records(read_records(tmp_path), run).labels == ("vanishing",)

@@ -26,7 +26,9 @@ class Thresholds(Option):
         2.0, above=0, reason="before the first update, downwards: plain gradient steps do not recover from more"
     )
     init_exploding_decades: float = number(
-        2.2, above=0, reason="before the first update, upwards: a little more is mended by the first steps"
+        2.0,
+        above=0,
+        reason="before the first update, upwards: steps that suit one end of the network are wrong at the other",
     )
     adaptive_slack: float = number(
         1.5, at_least=1, reason="times as many decades downwards where steps do not shrink with the gradient (Adam)"

@@ -17,6 +17,8 @@ from gradstab.measure.rules import Holding, Profile, loss_rules, profile_rules
 from gradstab.measure.verdict import Finding, Verdict
 
 LOSS_WINDOW, EARLY_STEPS = 5, 25
+# What single precision holds, with some room for parameters that are no layer's.
+SINGLE = 1e38
 LOOKED_AT = {"train/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped"}
 
 
@@ -61,35 +63,34 @@ class Judge:
         self._broken: Finding | None = None
 
     def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
-        """Take one step's values, as the event file gets them; steps come in order."""
+        """Take one step's values, as the event file gets them; steps come in order.
+
+        Evaluations on the test split pass unheeded. Without a training loss, only what needs none is judged.
+        """
+        loss = scalars.get("train/loss")
         # A step that the loss scaler skipped overflowed by design, and changed nothing.
-        if "train/loss" not in scalars or scalars.get("amp/skipped"):
+        if scalars.get("amp/skipped") or (loss is None and "grad_norm" not in vectors):
             return
-        loss = scalars["train/loss"]
         self._step = step
         self._seen += 1
-        self._note_non_finite(step, loss, scalars, vectors)
         norm = scalars.get("global_grad_norm/pre_clip", math.nan)
         if len(self._early_norms) < EARLY_STEPS and math.isfinite(norm):
             self._early_norms.append(norm)
-        if np.isfinite(loss):
-            self._losses.append(loss)
-            if self._chance is None:
-                self._chance = abs(loss) or 1.0
-            if self._level() < (1 - self._thresholds.progress) * self._best:
-                self._best = self._level()
-                self._held.pop("loss/not_learning/plateau", None)
-            self._keep(step, loss_rules(self._level(), self._seen == 1, self._thresholds), "loss")
+        if not math.isfinite(norm) or not math.isfinite(loss or 0.0) or "signal_grad_norm" in vectors:
+            self._note_non_finite(step, loss or 0.0, scalars, vectors)
+        if loss is not None and math.isfinite(loss):
+            self._take_loss(step, loss)
         rate = scalars.get("train/learning_rate", 0.0)
         rising, self._rate = rate > self._rate > 0, rate
         if "signal_grad_norm" in vectors:
+            level = self._level()
             profile = Profile(
                 self._layers,
                 self._hidden,
                 self._depth,
                 dict(vectors),
                 first=self._seen == 1,
-                stalled=self._level() > self._thresholds.plateau,
+                stalled=level is not None and level > self._thresholds.plateau,
                 rising=rising,
                 adaptive=self._adaptive,
                 signal_share=self._theory.get("signal_share", 1.0),
@@ -104,7 +105,8 @@ class Judge:
     def verdict(self) -> Verdict:
         """What holds now, with its evidence; healthy where nothing does."""
         findings = [self._broken] if self._broken is not None else []
-        learnt = self._level() <= self._thresholds.learnt
+        level = self._level()
+        learnt = level is not None and level <= self._thresholds.learnt
         for first, last, times, holding in self._held.values():
             if times < holding.needs or learnt:
                 continue
@@ -122,9 +124,24 @@ class Judge:
                 return finding
         return None
 
-    def _level(self) -> float:
-        """The recent loss over that of guessing; inf before there is any."""
-        return sum(self._losses) / len(self._losses) / self._chance if self._losses and self._chance else math.inf
+    def _take_loss(self, step: int, loss: float) -> None:
+        self._losses.append(loss)
+        if self._chance is None:
+            self._chance = loss
+        level = self._level()
+        if level is None:
+            return
+        if level < (1 - self._thresholds.progress) * self._best:
+            self._best = level
+            self._held.pop("loss/not_learning/plateau", None)
+        self._keep(step, loss_rules(level, self._seen == 1, self._thresholds), "loss")
+
+    def _level(self) -> float | None:
+        """The recent loss over that of guessing; None before there is any, and where one of them is negative."""
+        if not self._losses or self._chance is None or self._chance <= 0:
+            return None
+        level = sum(self._losses) / len(self._losses) / self._chance
+        return level if level >= 0 else None
 
     def _keep(self, step: int, holdings: Sequence[Holding], source: str) -> None:
         now = {f"{source}/{holding.kind}/{holding.rule}": holding for holding in holdings}
@@ -143,8 +160,7 @@ class Judge:
                 # A signal is NaN where a layer never shows one.
                 wrong = np.isinf if quantity == "signal_grad_norm" else _not_finite
                 bad = [self._layers[int(i)] for i in np.flatnonzero(wrong(vectors[quantity]))]
-        broken_norm = not np.isfinite(scalars.get("global_grad_norm/pre_clip", 0.0))
-        if np.isfinite(loss) and not bad and not broken_norm:
+        if np.isfinite(loss) and not bad and not self._broken_norm(scalars, vectors):
             return
         quantity = "grad_norm" if np.isfinite(loss) else "train/loss"
         where = f", in {len(bad)} of {len(self._layers)} layers' gradients" if bad else ""
@@ -163,6 +179,13 @@ class Judge:
             explanation=earlier.explanation if earlier else f"{quantity} was inf or NaN at step {step}{where}",
             theory=self._said_of_depth("exploding"),
         )
+
+    def _broken_norm(self, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> bool:
+        norm = scalars.get("global_grad_norm/pre_clip", 0.0)
+        if math.isinf(norm) and "grad_norm" in vectors:
+            # The event file's scalars are in single precision, which huge but finite norms of float64 overflow.
+            return bool(np.linalg.norm(vectors["grad_norm"]) < SINGLE)
+        return not math.isfinite(norm)
 
     def _finding(self, holding: Holding, first: int, last: int, times: int) -> Finding:
         return Finding(
@@ -197,13 +220,16 @@ def _not_finite(values: Vector) -> NDArray[np.bool_]:
 
 
 def judge_records(records: Records, run: Mapping[str, Any], thresholds: Thresholds | None = None) -> Verdict:
-    """The verdict on a recorded run: its event file's records and its run.json, as far as they got."""
+    """The verdict on a recorded run: its event file's records and its run.json, as far as they got.
+
+    Thresholds are the run's own unless given.
+    """
     layers = records.layers or list(run.get("layers", ()))
     hidden = run.get("hidden_layers", len(layers) - 1)
     judge = Judge(
         layers,
         hidden,
-        thresholds or Thresholds(),
+        thresholds or Thresholds(**run.get("thresholds", {})),
         theory=run.get("theory"),
         chance_loss=run.get("chance_loss"),
         adaptive=run.get("adaptive_optimizer", False),
@@ -218,6 +244,6 @@ def judge_records(records: Records, run: Mapping[str, Any], thresholds: Threshol
     for quantity, series in records.vectors.items():
         for step, vector in zip(series.steps.tolist(), series.values, strict=True):
             vectors.setdefault(step, {})[quantity] = vector
-    for step in sorted(scalars):
-        judge.observe(step, scalars[step], vectors.get(step, {}))
+    for step in sorted(scalars.keys() | vectors.keys()):
+        judge.observe(step, scalars.get(step, {}), vectors.get(step, {}))
     return judge.verdict()

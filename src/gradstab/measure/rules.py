@@ -126,7 +126,8 @@ def _span(kind: str, decades: float, limit: float, key: str, text: str, layers: 
 def _collapse(profile: Profile, t: Thresholds) -> list[Holding]:
     """All samples look alike to the output: what told them apart has vanished on the way forward."""
     correlation = profile.vectors.get("correlation")
-    if correlation is None or len(correlation) <= profile.hidden:
+    # Outputs of networks that learn may be alike too, where classes are: what is lost then shows in the loss.
+    if correlation is None or len(correlation) <= profile.hidden or not (profile.first or profile.stalled):
         return []
     value = float(correlation[-1])
     limit, key = (t.init_similarity, "init_similarity") if profile.first else (t.similarity, "similarity")
