@@ -28,7 +28,7 @@ class Thresholds(Option):
     init_exploding_decades: float = number(
         2.0,
         above=0,
-        reason="before the first update, upwards: steps that suit one end of the network are wrong at the other",
+        reason="the same upwards: steps that suit one end of the network overshoot at the other",
     )
     adaptive_slack: float = number(
         1.5, at_least=1, reason="times as many decades downwards where steps do not shrink with the gradient (Adam)"
