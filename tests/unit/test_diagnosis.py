@@ -205,6 +205,8 @@ def test_stopping_waits_for_measurements_that_agree() -> None:
     looked(one, 0, CHANCE, signal_grad_norm=profile(0.3))
     assert one.to_stop(("vanishing",)) is None
     looked(one, 1, CHANCE, signal_grad_norm=profile(0.3))
+    assert one.to_stop(("vanishing",)) is None, "what was so before the first update is no sign of what updates do"
+    looked(one, 2, CHANCE, signal_grad_norm=profile(0.3))
     found = one.to_stop(("exploding", "vanishing"))
     assert found is not None
     assert found.kind == "vanishing"

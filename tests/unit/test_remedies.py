@@ -21,7 +21,7 @@ def inputs() -> Inputs:
 
 
 def found(*kinds: str) -> Verdict:
-    return Verdict(0, tuple(Finding(kind, "", "", (), 0, 0, 1, 9.0, 1.0, "", "") for kind in kinds))
+    return Verdict(30, tuple(Finding(kind, "", "", (), 10, 30, 2, 9.0, 1.0, "", "") for kind in kinds))
 
 
 def test_the_healthy_need_none(configure: Compose, inputs: Inputs) -> None:
@@ -90,3 +90,46 @@ def test_nothing_is_offered_that_is_there_already(configure: Compose, inputs: In
     config = configure("act=tanh", "init=critical", "model.norm=layer", "optimizer=adam")
     for remedy in remedies_for(config, inputs, found("vanishing", "not_learning")):
         assert configure("act=tanh", "init=critical", "model.norm=layer", "optimizer=adam", *remedy.overrides) != config
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["init=constant", "init.value=0.5", "model.depth=10"],
+        ["act=sigmoid", "optimizer=momentum", "optimizer.momentum=0.5"],
+        ["init.gain=3", "clip=value", "clip.max_value=0.1"],
+        ["act=softplus", "init=lecun_normal", "init.gain=10"],
+        ["act=gelu", "init=critical"],
+        ["init=fixup", "model.residual=add"],
+    ],
+)
+def test_knobs_of_the_command_are_in_no_remedys_way(configure: Compose, inputs: Inputs, overrides: list[str]) -> None:
+    for remedy in remedies_for(configure(*overrides), inputs, found("vanishing", "exploding"), typical_norm=3.0):
+        configure(*overrides, *remedy.overrides)
+
+
+def test_where_an_edge_needs_biases_they_are_offered(configure: Compose, inputs: Inputs) -> None:
+    remedies = remedies_for(configure("act=gelu", "init=critical"), inputs, found("exploding"))
+    assert remedies[0].overrides == ("init.sigma_b2=0.2",)
+
+
+def test_a_tighter_clip_is_not_loosened(configure: Compose, inputs: Inputs) -> None:
+    config = configure("init.gain=3", "clip=norm", "clip.max_norm=0.01")
+    offered = [remedy.overrides for remedy in remedies_for(config, inputs, found("exploding"), typical_norm=3.0)]
+    assert not any("clip=norm" in overrides for overrides in offered)
+
+
+def test_updates_that_are_too_small_call_for_larger_ones_alone(configure: Compose, inputs: Inputs) -> None:
+    tiny = Finding("not_learning", "tiny_updates", "", (), 10, 30, 2, 1e-9, 1e-4, "", "")
+    remedies = remedies_for(configure("model.depth=3", "optimizer.lr=1e-9"), inputs, Verdict(30, (tiny,)))
+    rates = [word for remedy in remedies for word in remedy.overrides if word.startswith("optimizer.lr")]
+    assert "optimizer.lr=1e-08" in rates
+    assert "optimizer.lr=1e-10" not in rates
+
+
+def test_no_remedy_loses_the_signal_in_dropout_again(configure: Compose, inputs: Inputs) -> None:
+    lost = Finding("vanishing", "lost_in_dropout", "", (), 0, 0, 1, 1e-9, 5e-5, "", "")
+    config = configure("model.dropout=0.5", "model.depth=60")
+    remedies = remedies_for(config, inputs, Verdict(0, (lost,)))
+    assert remedies[0].overrides == ("model.dropout=0",)
+    assert ("init=critical",) not in [remedy.overrides for remedy in remedies]

@@ -121,7 +121,7 @@ def _init(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
         yield f"init={name}: needs dense layers, and C3 of model=lenet5_1998 lacks connections; allowed: the others"
     if knobs.get("sigma_b2", 0) > 0 and not model.knobs.get("bias", True):
         yield f"init.sigma_b2={knobs['sigma_b2']}: no effect with model.bias=false"
-    if name == "fixup" and (model.knobs.get("residual", "none") == "none" or model.knobs.get("norm") != "none"):
+    if name == "fixup" and (model.knobs.get("residual", "none") != "add" or model.knobs.get("norm") != "none"):
         yield "init=fixup: is for residual networks without norm; set model.residual=add model.norm=none"
     if (zero or name == "fixup") and config.constraint.name in ("weight_norm", "spectral_norm"):
         yield f"constraint={config.constraint.name}: divides by the norm of weights that init={name} sets to 0"

@@ -65,6 +65,13 @@ class Thresholds(Option):
     progress: float = number(
         0.02, above=0, below=1, reason="the share by which the loss has to fall to count as progress; noise stays below"
     )
+    loss_window: int = number(5, at_least=1, reason="losses that are averaged against the noise of single batches")
+    steady_decades: float = number(
+        1.0, above=0, reason="over the depth, what counts as steady: of theory's predictions, and in ranking remedies"
+    )
+    remedy_decades: float = number(
+        2.0, above=0, reason="what a remedy may leave over the depth by theory's prediction to be offered at all"
+    )
     stop_persistence: int = number(
         2, at_least=1, reason="measurements in a row that have to agree before stop_on ends a run"
     )

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradstab.config.verdict_options import KINDS, Thresholds
 from gradstab.events import Records, Vector
 from gradstab.measure.depth import over_depth
-from gradstab.measure.rules import Holding, Profile, loss_rules, profile_rules
+from gradstab.measure.rules import Broken, Holding, Profile, broken, loss_rules, profile_rules
 from gradstab.measure.verdict import Finding, Verdict
 
-LOSS_WINDOW, EARLY_STEPS = 5, 25
-# What single precision holds, with some room for parameters that are no layer's.
-SINGLE = 1e38
+EARLY_STEPS = 25
 LOOKED_AT = {"train/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped"}
 
 
@@ -52,9 +50,9 @@ class Judge:
         places = {tag: index for index, tag in enumerate(self._layers)}
         inner = range(hidden) if depth_layers is None else [places[tag] for tag in depth_layers]
         self._depth = np.array(list(inner), np.int64)
-        self._losses: deque[float] = deque(maxlen=LOSS_WINDOW)
+        self._losses: deque[float] = deque(maxlen=thresholds.loss_window)
         self._early_norms: list[float] = []
-        self._seen = 0
+        self._seen = self._first = 0
         self._rate = 0.0
         self._best = math.inf
         self._step = 0
@@ -72,12 +70,13 @@ class Judge:
         if scalars.get("amp/skipped") or (loss is None and "grad_norm" not in vectors):
             return
         self._step = step
+        self._first = step if self._seen == 0 else self._first
         self._seen += 1
-        norm = scalars.get("global_grad_norm/pre_clip", math.nan)
-        if len(self._early_norms) < EARLY_STEPS and math.isfinite(norm):
+        norm = scalars.get("global_grad_norm/pre_clip")
+        if norm is not None and math.isfinite(norm) and len(self._early_norms) < EARLY_STEPS:
             self._early_norms.append(norm)
-        if not math.isfinite(norm) or not math.isfinite(loss or 0.0) or "signal_grad_norm" in vectors:
-            self._note_non_finite(step, loss or 0.0, scalars, vectors)
+        if (found := broken(loss, norm, vectors, self._layers)) is not None:
+            self._note_broken(step, found)
         if loss is not None and math.isfinite(loss):
             self._take_loss(step, loss)
         rate = scalars.get("train/learning_rate", 0.0)
@@ -119,12 +118,17 @@ class Judge:
         if not kinds:
             return None
         for finding in self.verdict().findings:
-            lasting = finding.persistence >= self._thresholds.stop_persistence
+            # What was so before the first update is no sign of what updates do.
+            looks = finding.persistence - (finding.first_step == self._first)
+            lasting = looks >= self._thresholds.stop_persistence
             if finding.kind in kinds and (lasting or finding.kind == "non_finite"):
                 return finding
         return None
 
     def _take_loss(self, step: int, loss: float) -> None:
+        if self._seen == 2:
+            # The loss before any update is judged by limits of its own.
+            self._losses.clear()
         self._losses.append(loss)
         if self._chance is None:
             self._chance = loss
@@ -151,41 +155,27 @@ class Judge:
             first, _, times, _ = self._held.get(rule, (step, step, 0, holding))
             self._held[rule] = (first, step, times + 1, holding)
 
-    def _note_non_finite(
-        self, step: int, loss: float, scalars: Mapping[str, float], vectors: Mapping[str, Vector]
-    ) -> None:
-        bad: list[str] = []
-        for quantity in ("grad_norm", "signal_grad_norm"):
-            if not bad and quantity in vectors:
-                # A signal is NaN where a layer never shows one.
-                wrong = np.isinf if quantity == "signal_grad_norm" else _not_finite
-                bad = [self._layers[int(i)] for i in np.flatnonzero(wrong(vectors[quantity]))]
-        if np.isfinite(loss) and not bad and not self._broken_norm(scalars, vectors):
-            return
-        quantity = "grad_norm" if np.isfinite(loss) else "train/loss"
-        where = f", in {len(bad)} of {len(self._layers)} layers' gradients" if bad else ""
-        earlier = self._broken
-        self._broken = Finding(
+    def _note_broken(self, step: int, found: Broken) -> None:
+        """Keep the first non-finite value's evidence, and for how long there have been more."""
+        where = f", in {len(found.layers)} of {len(self._layers)} layers" if found.layers else ""
+        fresh = Finding(
             kind="non_finite",
             rule="non_finite",
-            quantity=earlier.quantity if earlier else quantity,
-            layers=earlier.layers if earlier else tuple(bad),
-            first_step=earlier.first_step if earlier else step,
+            quantity=found.quantity,
+            layers=found.layers,
+            first_step=step,
             last_step=step,
-            persistence=earlier.persistence + 1 if earlier else 1,
-            value=earlier.value if earlier else (loss if quantity == "train/loss" else float("inf")),
-            threshold=float("inf"),
+            persistence=1,
+            value=found.value,
+            threshold=math.inf,
             key="",
-            explanation=earlier.explanation if earlier else f"{quantity} was inf or NaN at step {step}{where}",
+            explanation=f"{found.quantity} was inf or NaN at step {step}{where}",
             theory=self._said_of_depth("exploding"),
         )
-
-    def _broken_norm(self, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> bool:
-        norm = scalars.get("global_grad_norm/pre_clip", 0.0)
-        if math.isinf(norm) and "grad_norm" in vectors:
-            # The event file's scalars are in single precision, which huge but finite norms of float64 overflow.
-            return bool(np.linalg.norm(vectors["grad_norm"]) < SINGLE)
-        return not math.isfinite(norm)
+        earlier = self._broken
+        self._broken = (
+            fresh if earlier is None else replace(earlier, last_step=step, persistence=earlier.persistence + 1)
+        )
 
     def _finding(self, holding: Holding, first: int, last: int, times: int) -> Finding:
         return Finding(
@@ -209,14 +199,11 @@ class Judge:
             reason = self._theory.get("reason")
             return f"no prediction: {reason}" if reason else ""
         decades = math.log10(factor) * (self._hidden - 1) if factor > 0 else -math.inf
-        agrees = decades < -1 if kind == "vanishing" else decades > 1
+        limit = self._thresholds.steady_decades
+        agrees = decades < -limit if kind == "vanishing" else decades > limit
         word = "expects this" if agrees else "expects no such thing of the initial weights"
         whole = over_depth(factor, self._hidden)
         return f"mean-field theory {word}: {factor:.3g} per layer at initialisation, {whole} over the depth"
-
-
-def _not_finite(values: Vector) -> NDArray[np.bool_]:
-    return ~np.isfinite(values)
 
 
 def judge_records(records: Records, run: Mapping[str, Any], thresholds: Thresholds | None = None) -> Verdict:

@@ -69,10 +69,10 @@ def dead_fraction(slope: Tensor) -> Tensor:
     """The share of units whose φ'(h) is 0 for every sample of the batch; 0-d, in [0, 1].
 
     ``slope`` is [B, units] or [B, channels, height, width], where a unit is a channel: its weights get no
-    gradient only if it is 0 at every position.
+    gradient only if it is 0 at every position. NaN if any slope is: of such a layer nobody knows.
     """
     per_unit = (slope == 0).flatten(2).all(2) if slope.ndim > 2 else slope == 0
-    return per_unit.all(0).float().mean()
+    return per_unit.all(0).float().mean().masked_fill(slope.isnan().any(), math.nan)
 
 
 def update_ratio(before: Tensor, after: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ def update_ratio(before: Tensor, after: Tensor) -> Tensor:
 
 
 def correlation(h: Tensor) -> Tensor:
-    """The mean correlation of two samples' pre-activations, E⟨h_i, h_j⟩ / E‖h_i‖² over pairs i ≠ j; 0-d.
+    """How alike two samples' pre-activations are: the mean of ⟨h_i, h_j⟩ over pairs i ≠ j, over that of ‖h_i‖²; 0-d.
 
     1 where all samples look alike to the layer, 0 where they have nothing in common; NaN for a single sample or
-    where all are 0. ``h`` is [B, units] or [B, channels, height, width]. It is the c^l of Poole et al. 2016
-    (arXiv:1606.05340), averaged over pairs.
+    where all are 0. ``h`` is [B, units] or [B, channels, height, width]. For samples of one length it is the c^l of
+    Poole et al. 2016 (arXiv:1606.05340), averaged over pairs.
     """
     flat = _wide(h).reshape(len(h), -1)
     # In float32, squares of tiny or huge values would vanish or overflow.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from gradstab.measure.depth import depth_factor
 
 # Decades between the largest float64 and the smallest: what stands for the span of a profile that reaches 0 or inf.
 WHOLE_RANGE = 600.0
+# What single precision holds, with some room for parameters that are no layer's.
+SINGLE = 1e38
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,37 @@ class Profile:
     signal_share: float
 
 
+@dataclass(frozen=True)
+class Broken:
+    """A step's non-finite quantity, the layers whose gradients it is in, and its value."""
+
+    quantity: str
+    layers: tuple[str, ...]
+    value: float
+
+
+def broken(
+    loss: float | None, norm: float | None, vectors: Mapping[str, Vector], layers: Sequence[str]
+) -> Broken | None:
+    """What is inf or NaN of one step, if anything: its loss, or its gradients."""
+    if loss is not None and not math.isfinite(loss):
+        # The gradients of a broken loss are broken everywhere; that says nothing of where it began.
+        return Broken("train/loss", (), loss)
+    found: list[int] = []
+    norms = vectors.get("grad_norm")
+    if norms is not None and (norm is None or not math.isfinite(norm)):
+        found = np.flatnonzero(~np.isfinite(norms)).tolist()
+    if not found and "signal_grad_norm" in vectors:
+        # A signal is NaN where a layer never shows one.
+        found = np.flatnonzero(np.isinf(vectors["signal_grad_norm"])).tolist()
+    if not found and (norm is None or math.isfinite(norm)):
+        return None
+    # The event file's scalars are in single precision, which huge but finite norms of float64 overflow.
+    if not found and norms is not None and math.isinf(norm or 0.0) and float(np.linalg.norm(norms)) >= SINGLE:
+        return None
+    return Broken("grad_norm", tuple(layers[i] for i in found), math.inf)
+
+
 def loss_rules(level: float, first: bool, t: Thresholds) -> list[Holding]:
     """What the loss tells, ``level`` being its recent mean over that of guessing; ``first`` before any update."""
     found = []
@@ -80,8 +114,8 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     signals = profile.vectors["signal_grad_norm"][profile.depth]
     # NaN stands for a layer that never shows a gradient: frozen, or not used.
     known = ~np.isnan(signals)
-    delta = signals[known]
-    if len(delta) < 2 or np.isinf(delta).any():
+    delta = np.minimum(signals[known], np.finfo(np.float64).max)
+    if len(delta) < 2 or _output_starts_at_zero(profile):
         return []
     low, high = int(delta.argmin()), int(delta.argmax())
     if delta[high] == 0:
@@ -110,6 +144,14 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     return [_span("vanishing" if falls else "exploding", decades, limit, key, text, where)]
 
 
+def _output_starts_at_zero(profile: Profile) -> bool:
+    """Fixup and its like: the first update gives the output layer weights, and gradients a way through."""
+    weights, gradients = profile.vectors.get("weight_norm"), profile.vectors.get("grad_norm")
+    if not profile.first or weights is None or gradients is None:
+        return False
+    return bool(weights[-1] == 0 and gradients[-1] > 0)
+
+
 def _depth_limit(profile: Profile, t: Thresholds, falls: bool) -> tuple[float, str]:
     """How many decades are too many, and the threshold that says so."""
     if profile.first:
@@ -135,8 +177,9 @@ def _collapse(profile: Profile, t: Thresholds) -> list[Holding]:
         return []
     layers = _where(profile, correlation > limit)
     rest = max(1 - value, 0.0)
-    text = f"outputs of any two samples correlate to 1 - {rest:.1g}: what sets inputs apart is lost on the way"
-    return [Holding("vanishing", "collapse", "correlation", value, limit, key, text, layers, about_depth=True)]
+    size = f"1 - {rest:.1g}" if rest > 1e-6 else "1, as far as single precision tells"
+    text = f"outputs of two samples correlate to {size}: what sets inputs apart is lost on the way"
+    return [Holding("vanishing", "collapse", "correlation", value, limit, key, text, layers)]
 
 
 def _lost_in_dropout(profile: Profile, t: Thresholds) -> list[Holding]:
