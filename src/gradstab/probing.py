@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from gradstab import reproducibility
-from gradstab.assembly import build
 from gradstab.asymptotics import infinite_depth
 from gradstab.config import Config
 from gradstab.config.probe_options import ProbeKnobs
-from gradstab.data import Dataset, batches, load_data
+from gradstab.config.verdict_options import KINDS
+from gradstab.data import load_data
+from gradstab.draws import Step, draw
 from gradstab.events import Vector
-from gradstab.examination import Examination, correlations_of
+from gradstab.examination import Examination
 from gradstab.expectation import expect, inputs_of
-from gradstab.jacobians import Jacobians, jacobians
-from gradstab.losses import chance_loss
+from gradstab.jacobians import Jacobians
 from gradstab.measure.depth import DepthFactor, depth_factor
-from gradstab.measure.verdict import Verdict
+from gradstab.measure.diagnosis import Judge
+from gradstab.measure.verdict import HEALTHY, Verdict
 from gradstab.theory import Prediction, activation, activation_statistics
-from gradstab.training import Parts
 
 # Scales, whose logarithms are averaged over seeds; shares and means are averaged as they are.
 _SCALES = ("grad_norm", "signal_grad_norm", "weight_norm", "activation_std")
@@ -36,9 +34,10 @@ class Findings:
 
     ``measured`` holds for each quantity one value per layer, or per hidden layer, the mean over seeds: geometric for
     norms and spreads, because their logarithms are what a depth factor is fitted to and what scatters evenly, and
-    arithmetic for shares. ``predicted`` has the same shape, for those that theory knows. ``factors`` are the seeds' own
-    depth factors. ``theory`` is what run.json holds under that key, ``scales`` what theory says of infinite depth, None
-    where it does not apply.
+    arithmetic for shares. Draws in which a scale is 0 or not finite are left out of its mean while there are others.
+    ``predicted`` has the same shape, for those that theory knows. ``factors`` are the seeds' own depth factors.
+    ``theory`` is what run.json holds under that key, ``scales`` what theory says of infinite depth, None where it does
+    not apply. ``labels`` are those of each seed's own verdict, and ``verdict`` is the typical seed's.
     """
 
     tags: list[str]
@@ -50,7 +49,18 @@ class Findings:
     theory: dict[str, Any]
     scales: dict[str, Any] | None
     verdict: Verdict
+    labels: list[tuple[str, ...]]
     jacobian: Jacobians | None
+
+    @property
+    def agreeing(self) -> int:
+        """How many seeds' own verdicts have the labels of the typical one."""
+        return self.labels.count(self.verdict.labels)
+
+    @property
+    def agreement(self) -> str:
+        """The same in words."""
+        return f"{self.agreeing} of {len(self.labels)} draw{'s' if len(self.labels) > 1 else ''}"
 
     @property
     def factor(self) -> float | None:
@@ -83,6 +93,7 @@ class Findings:
             "depth_factor": {"measured": self.factor, "spread": self.spread, "r2": self.r2, "predicted": predicted},
             "layers": layers,
             "verdict": self.verdict.to_dict(),
+            "agreement": self.agreement,
             "theory": self.theory | {"scales": self.scales},
             "seeds": self.seeds,
         }
@@ -100,114 +111,58 @@ def probe(config: Config, knobs: ProbeKnobs) -> Findings:
     """
     data = load_data(config.data.name, **config.data.knobs)
     inputs = inputs_of(data)
-    draws = _draw(config, knobs, data)
+    draws = draw(config, knobs, data)
     steps, tags, hidden = draws.steps, draws.tags, draws.hidden
     measured = {name: _over_seeds(name, [step.vectors[name] for step in steps]) for name in steps[0].vectors}
     examination = Examination(config, tags, hidden, draws.chance_loss, inputs, draws.correlations)
     theory = examination.theory
     prediction = None if "reason" in theory else expect(config, inputs, draws.correlations)
-    factors = [depth for step in steps if (depth := depth_factor(step.vectors["signal_grad_norm"][:hidden].tolist()))]
-    judge = examination.judge()
-    judge.observe(0, _scalars(steps, factors), measured)
+    factors = [depth_factor(step.vectors["signal_grad_norm"][:hidden].tolist()) for step in steps]
+    judges = [_judged(examination, step, factor) for step, factor in zip(steps, factors, strict=True)]
+    labels = [judge.verdict().labels for judge in judges]
     return Findings(
         tags=tags,
         hidden=hidden,
         seeds=[config.seed + i for i in range(knobs.seeds)],
         measured=measured,
         predicted={} if prediction is None else _predicted(config, prediction, measured),
-        factors=factors,
+        factors=[factor for factor in factors if factor is not None],
         theory=theory,
         scales=None if prediction is None else infinite_depth(config, prediction),
-        verdict=examination.verdict(judge),
+        verdict=examination.verdict(judges[typical_draw(labels)]),
+        labels=labels,
         jacobian=draws.jacobian,
     )
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """What several draws of one network showed; ``correlations`` are LeNet-5's, the mean over draws."""
-
-    tags: list[str]
-    hidden: int
-    chance_loss: float
-    steps: list[_Step]
-    correlations: tuple[float, float] | None
-    jacobian: Jacobians | None
-
-
-def _draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> _Draws:
-    steps: list[_Step] = []
-    correlations: list[tuple[float, float]] = []
-    jacobian = None
-    for i in range(knobs.seeds):
-        own = replace(config, seed=config.seed + i)
-        parts = build(own, data)
-        if (found := correlations_of(config, parts)) is not None:
-            correlations.append(found)
-        steps.append(_first_step(own, parts))
-        if knobs.jacobian and jacobian is None:
-            batch, _ = _batch(own, parts)
-            jacobian = jacobians(parts.model, parts.probe.tags, batch, knobs.samples)
-    return _Draws(
-        parts.probe.tags,
-        len(parts.probe.hidden),
-        chance_loss(parts.loss, parts.data.train.targets, data.out_features),
-        steps,
-        (sum(c[0] for c in correlations) / knobs.seeds, sum(c[1] for c in correlations) / knobs.seeds)
-        if correlations
-        else None,
-        jacobian,
-    )
-
-
-@dataclass(frozen=True)
-class _Step:
-    loss: float
-    global_norm: float
-    vectors: dict[str, Vector]
-
-
-def _batch(config: Config, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
-    order = reproducibility.generator(config.seed, "order")
-    inputs, targets, _ = next(batches(parts.data.train, config.batch, order))
-    return inputs, targets
-
-
-def _first_step(config: Config, parts: Parts) -> _Step:
-    """Forward and backward as the first training step has them, with every quantity of the hidden layers."""
-    inputs, targets = _batch(config, parts)
-    torch.manual_seed(reproducibility.stream_seed(config.seed, "dropout"))
-    parts.model.train()
-    with parts.probe.watching() as read:
-        loss = parts.loss(parts.model(inputs), targets)
-        whole = loss if parts.penalty is None else loss + parts.penalty()
-        whole.backward()  # type: ignore[no-untyped-call]
-        quantities = read()
-    grads = parts.probe.gradients()
-    norms, _ = parts.probe.checked(grads, parts.probe.grad_norms(grads))
-    wide = norms.cpu().double()
-    vectors = {"grad_norm": parts.probe.by_layer(norms).cpu().double().numpy()}
-    vectors |= {name: values.cpu().double().numpy() for name, values in quantities.items()}
-    return _Step(loss.item(), float(torch.linalg.vector_norm(wide)), vectors)
-
-
 def _over_seeds(name: str, values: Sequence[Vector]) -> Vector:
+    """The mean over seeds; one draw that is dead or broken does not stand for all."""
     stacked = np.stack(values)
+    usable = np.isfinite(stacked)
+    if name in _SCALES:
+        usable &= stacked > 0
+    # Where no draw is usable, their mean says what all of them are.
+    usable |= ~usable.any(axis=0)
     with np.errstate(all="ignore"):
-        return np.asarray(np.exp(np.log(stacked).mean(axis=0)) if name in _SCALES else stacked.mean(axis=0))
+        if name in _SCALES:
+            return np.asarray(np.exp(np.mean(np.log(stacked), axis=0, where=usable)))
+        return np.asarray(np.mean(stacked, axis=0, where=usable))
 
 
-def _scalars(steps: Sequence[_Step], factors: Sequence[DepthFactor]) -> dict[str, float]:
-    """What the event file's first step holds, over seeds; a single broken seed breaks the mean."""
-    norms = np.array([step.global_norm for step in steps])
-    scalars = {
-        "train/loss": float(np.mean([step.loss for step in steps])),
-        "global_grad_norm/pre_clip": float(_over_seeds("grad_norm", list(norms[:, None]))[0]),
-    }
-    if factors:
-        scalars["depth_factor"] = float(np.mean([f.factor for f in factors]))
-        scalars["depth_factor_r2"] = float(np.mean([f.r2 for f in factors]))
-    return scalars
+def _judged(examination: Examination, step: Step, factor: DepthFactor | None) -> Judge:
+    """A judge who has seen one draw, as the event file's first step would hold it."""
+    scalars = {"train/loss": step.loss, "global_grad_norm/pre_clip": step.global_norm}
+    if factor is not None:
+        scalars |= {"depth_factor": factor.factor, "depth_factor_r2": factor.r2}
+    judge = examination.judge()
+    judge.observe(0, scalars, step.vectors)
+    return judge
+
+
+def typical_draw(labels: Sequence[tuple[str, ...]]) -> int:
+    """The first seed with exactly the labels found in at least half of the draws, or else with the commonest set."""
+    common = tuple(kind for kind in KINDS if 2 * sum(kind in own for own in labels) >= len(labels)) or (HEALTHY,)
+    return labels.index(common if common in labels else max(labels, key=labels.count))
 
 
 def _predicted(config: Config, prediction: Prediction, measured: Mapping[str, Vector]) -> dict[str, Vector]:

@@ -14,7 +14,7 @@ from gradstab.expectation import Inputs, expect, signal_share
 from gradstab.measure.verdict import HEALTHY, Remedy, Verdict
 from gradstab.theory import NoTheory, activation, critical_point, half_stable_point
 
-MOST, MOST_OTHERS = 6, 3
+MOST = 6
 ADAM_RATE = 0.001
 # Mean squares of pre-activations beyond which an activation has little of its input left to answer to.
 LONG = 25.0
@@ -50,6 +50,7 @@ def remedies_for(
     now = _predicted(config, inputs, correlations)
     steady = now is not None and abs(_decades(config, now)) < config.verdict.steady_decades
     proven: list[tuple[float, Remedy]] = []
+    unproven: list[Remedy] = []
     others: list[Remedy] = []
     tried: list[Config] = []
     for candidate in _candidates(config, verdict, steady, typical_norm):
@@ -62,15 +63,14 @@ def remedies_for(
         elif _is_lenet(config):
             # Theory would need the pooling windows' correlations in the changed network.
             if not candidate.overrides[0].startswith("model.residual"):
-                others.append(Remedy(candidate.overrides, candidate.reason))
+                unproven.append(Remedy(candidate.overrides, candidate.reason))
         elif (factor := _predicted(changed, inputs, None)) is not None:
             decades = abs(_decades(changed, factor))
             if decades < config.verdict.remedy_decades:
                 remedy = Remedy(candidate.overrides, candidate.reason, factor)
                 proven.append((max(decades, config.verdict.steady_decades), remedy))
     ranked = [remedy for _, remedy in sorted(proven, key=lambda pair: pair[0])]
-    others = others[-MOST_OTHERS:]
-    return (*ranked[: MOST - len(others)], *others)
+    return (*[*ranked, *unproven][: MOST - len(others)], *others)
 
 
 def _candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: float | None) -> Iterator[_Candidate]:

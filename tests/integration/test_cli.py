@@ -301,9 +301,18 @@ def test_completion_of_commands_groups_options_and_dotted_keys(tmp_path: Path) -
     assert set(CHOICES) == _completions("gradstab list ", tmp_path)
     groups = _completions("gradstab train ", tmp_path)
     assert {"act=", "model=", "experiment=", "seed="} <= groups
+    assert not {"hydra", "hydra.", "schema"} & groups
     assert {"act=sigmoid", "act=silu", "act=selu"} <= _completions("gradstab train act=s", tmp_path)
     assert {"model.depth=", "model.dropout="} <= _completions("gradstab train model.d", tmp_path)
     assert {"clip.max_norm="} <= _completions("gradstab train clip=norm clip.", tmp_path)
+
+
+def test_completion_of_kinds_and_of_what_probe_has_to_itself(tmp_path: Path) -> None:
+    assert _completions("gradstab probe --", tmp_path) == {"--json"}
+    assert _completions("gradstab probe probe.", tmp_path) == {"probe.seeds=", "probe.jacobian=", "probe.samples="}
+    assert _completions("gradstab probe probe.seeds=2 --json act=ta", tmp_path) == {"act=tanh"}
+    assert "stop_on=dead_units" in _completions("gradstab train stop_on=", tmp_path)
+    assert _completions("gradstab train stop_on=dead_units,v", tmp_path) == {"stop_on=dead_units,vanishing"}
 
 
 def test_bash_itself_completes(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,27 @@ def test_watching_changes_nothing_that_the_trainer_trains(tmp_path: Path) -> Non
     assert all(torch.equal(value, bare.state_dict()[key]) for key, value in watched.state_dict().items())
 
 
+class Averages(TrainerCallback):  # type: ignore[misc]
+    """Keeps copies of the network while it trains, as an exponential moving average does, and uses them."""
+
+    def on_step_begin(self, _args: Any, _state: Any, _control: Any, model: Any = None, **_: Any) -> None:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        for twin in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+            rows = samples(3)[2]["input_ids"][None]
+            twin(input_ids=rows, labels=rows).loss.backward()
+
+
+def test_copies_of_the_network_leave_the_record_alone(tmp_path: Path) -> None:
+    found = []
+    for name, others in (("plain", []), ("copied", [Averages()])):
+        train(gpt2(), tmp_path / f"{name}_out", GradstabCallback(tmp_path / name, every=1), *others)
+        records = read_records(tmp_path / name)
+        found.append({key: s.values.tolist() for key, s in (records.vectors | records.scalars).items()})
+    assert found[0] == found[1]
+
+
 def test_evaluations_and_the_logged_loss_are_recorded(tmp_path: Path) -> None:
     callback = GradstabCallback(tmp_path / "run")
     options = {"eval_strategy": "steps", "eval_steps": 2, "label_smoothing_factor": 0.1}
@@ -145,3 +168,5 @@ def test_a_failure_leaves_a_record_that_reads(tmp_path: Path) -> None:
 def test_arguments_that_the_trainer_gives_are_refused() -> None:
     with pytest.raises(ConfigError, match="scaler: the trainer gives it"):
         GradstabCallback("run", scaler=None)
+    with pytest.raises(ConfigError, match="evry: is no argument of GradstabCallback; allowed: every, include"):
+        GradstabCallback("run", evry=3)

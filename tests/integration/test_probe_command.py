@@ -73,7 +73,13 @@ def test_a_runs_directory_is_probed_as_it_was_configured(here: Here) -> None:
         (("probe.seeds=0",), "probe.seeds=0: must be"),
         (("+probe.seeds=2",), "probe={'seeds': 2}: a run has no such knob"),
         (("act=relu", "init=critical", "init.sigma_b2=0.1"), "allowed: init.sigma_b2=0, or another act"),
-        (("--jsn",), "--jsn: there is no such flag"),
+        (("--jsn",), "--jsn: there is no such flag; allowed: --json, --cfg"),
+        (("--json=true",), "--json=true: takes no value; allowed: --json, --cfg"),
+        (("probe.seeds=2", "probe.seeds=3"), "probe.seeds=3: probe.seeds was given already"),
+        (("stop_on=vanishing",), "stop_on=vanishing: no effect, as a probe"),
+        (("measure=none",), "measure=none: no effect, as a probe"),
+        (("measure.every=2",), "measure.every=2: no effect, as a probe"),
+        (("images_after=5",), "images_after=5: no effect, as a probe"),
     ],
 )
 def test_bad_input_is_one_line(here: Here, words: tuple[str, ...], named: str) -> None:
@@ -81,7 +87,18 @@ def test_bad_input_is_one_line(here: Here, words: tuple[str, ...], named: str) -
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("gradstab: ")
     assert named in done.stderr
+    assert "--multirun" not in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_draw_that_differs_is_named(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    words = ("model.width=6", "model.depth=10", "device=cpu")
+    done = here("probe", *words, "seed=32", "probe.seeds=3")
+    assert "draws        the verdict below is that of 2 of 3 draws; seed 33: vanishing, dead_units" in done.stdout
+    assert "verdict: healthy" in done.stdout
+    assert "0.00e+00" not in done.stdout
+    assert "draws   " not in here("probe", *words, "seed=34", "probe.seeds=1").stdout
 
 
 def test_its_knobs_are_no_part_of_a_run(here: Here) -> None:

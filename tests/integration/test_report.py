@@ -94,6 +94,22 @@ def test_a_sweep_shows_the_differing_keys_only(report: Report, tmp_path: Path) -
     assert "act=relu, seed=0" in page or "seed=0, act=relu" in page
 
 
+@pytest.mark.parametrize("content", [None, "", "a: [1, {"])
+def test_a_run_without_a_configuration_leaves_the_differing_keys_alone(
+    report: Report, tmp_path: Path, content: str | None
+) -> None:
+    for i, act in enumerate(("relu", "tanh", "relu")):
+        make_run(tmp_path / "sweep" / f"{i:03d}", act=act, steps=0)
+    (tmp_path / "sweep/002/config.yaml").unlink()
+    if content is not None:
+        (tmp_path / "sweep/002/config.yaml").write_text(content)
+    assert report("sweep").returncode == 0
+    page = (tmp_path / "sweep/report.html").read_text()
+    heads = page.split("<thead>")[1].split("</thead>")[0]
+    assert "act" in heads
+    assert not any(key in heads for key in ("seed", "model", "measure"))
+
+
 def test_several_folders_are_reported_on_here(report: Report, tmp_path: Path) -> None:
     make_run(tmp_path / "a", steps=0)
     make_run(tmp_path / "sweep/b", steps=0)

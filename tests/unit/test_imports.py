@@ -33,7 +33,7 @@ LAYERS = [
     {"remedies"},
     {"measure.recorder"},
     {"training", "monitor"},
-    {"console", "assembly", "examination", "probing", "report"},
+    {"console", "assembly", "examination", "draws", "probing", "report"},
     {"runner"},
     {"cli"},
     {"__main__", ""},

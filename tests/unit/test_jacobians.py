@@ -15,7 +15,7 @@ from gradstab.activations import build_activation
 from gradstab.data import load_data
 from gradstab.errors import ConfigError
 from gradstab.initializers import initialize
-from gradstab.jacobians import Jacobians, jacobians, segments
+from gradstab.jacobians import Jacobians, jacobians, segments, singular_values
 from gradstab.models import Model, build_model
 
 
@@ -42,15 +42,58 @@ def measured(model: Model, x: Tensor, samples: int = 2) -> Jacobians:
     return jacobians(model, [f"{i:02d}" for i in range(len(model.layers))], x, samples)
 
 
-@pytest.mark.parametrize("width", [12, 20])
+@pytest.mark.parametrize("width", [12, 20, 280])
 def test_an_orthogonal_deep_linear_network_is_an_isometry(width: int) -> None:
     """All singular values are 1 (Saxe et al. 2014); of the product only where no layer widens before one narrows."""
     model = network("identity", "orthogonal", depth=6, width=[width] * 6)
     found = measured(model, batch(3, 12))
     whole = [found.network] if width == 12 else []
     for spectrum in (*whole, *(layer.spectrum for layer in found.layers)):
+        # The weights are float32.
         assert (spectrum.mean, spectrum.largest, spectrum.smallest) == pytest.approx((1, 1, 1), abs=1e-6)
         assert spectrum.condition == pytest.approx(1, abs=1e-6)
+
+
+def drawn_with(values: Tensor, *shape: int) -> Tensor:
+    """A matrix [n, m] with these singular values, min(n, m) of them."""
+    generator = torch.Generator().manual_seed(2)
+    n, m = shape
+    left, right = (
+        torch.linalg.qr(torch.randn(size, len(values), generator=generator, dtype=torch.float64))[0] for size in (n, m)
+    )
+    return left @ torch.diag(values) @ right.T
+
+
+@pytest.mark.parametrize("shape", [(270, 400), (400, 270)])
+def test_singular_values_of_large_matrices_by_their_gram_matrix(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    def refused(_matrix: Tensor) -> Tensor:
+        raise AssertionError("decomposed by itself")
+
+    isometry = drawn_with(torch.ones(270, dtype=torch.float64), *shape)
+    values = torch.logspace(2, -2, 270, dtype=torch.float64)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.linalg, "svdvals", refused)
+        torch.testing.assert_close(singular_values(isometry), torch.ones_like(values), rtol=0, atol=1e-12)
+        torch.testing.assert_close(singular_values(drawn_with(values, *shape)), values, rtol=1e-6, atol=0)
+    # What the Gram matrix cannot resolve is decomposed where it is quick, and 0 where it is not.
+    tiny = torch.where(torch.arange(270) < 265, values, values * 1e-8)
+    torch.testing.assert_close(singular_values(drawn_with(tiny, *shape)), tiny, rtol=1e-3, atol=0)
+    monkeypatch.setattr("gradstab.jacobians.MAX_AGAIN", 0)
+    found = singular_values(drawn_with(tiny, *shape))
+    torch.testing.assert_close(found[:265], tiny[:265], rtol=1e-6, atol=0)
+    assert not found[265:].any()
+
+
+def test_rows_and_columns_of_zeros_are_singular_values_of_zero() -> None:
+    values = torch.linspace(3, 1, 260, dtype=torch.float64)
+    matrix = torch.zeros(500, 300, dtype=torch.float64)
+    matrix[:450, 20:290] = drawn_with(values, 450, 270)
+    matrix[:450:2] = 0
+    found = singular_values(matrix)
+    torch.testing.assert_close(found, torch.linalg.svdvals(matrix), rtol=1e-9, atol=1e-12)
+    assert singular_values(torch.zeros(4, 3, dtype=torch.float64)).tolist() == [0, 0, 0]
 
 
 def test_layers_are_weights_times_slopes_and_the_whole_is_their_product() -> None:

@@ -134,7 +134,16 @@ REFUSED: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (lambda: nn.Linear(3, 2), {"exclude": 3}, "exclude=3: has to be a pattern"),
     (lambda: nn.Linear(3, 2), {"scaler": 1024.0}, "scaler=float: has to be a torch.amp.GradScaler"),
     (lambda: nn.Linear(3, 2), {"optimizer": "sgd"}, "optimizer=str: has to be a torch.optim.Optimizer"),
-    (lambda: nn.Linear(3, 2), {"activations": ["relu"]}, "activations=('relu',): have to be classes"),
+    (lambda: nn.Linear(3, 2), {"activations": ["relu"]}, "activations=['relu']: have to be classes"),
+    (lambda: nn.Linear(3, 2), {"activations": nn.ReLU}, "activations=<class 'torch.nn.modules.activation.ReLU'>: have"),
+    (lambda: nn.Linear(3, 2), {"activations": 3}, "activations=3: have to be classes"),
+    (lambda: nn.Linear(3, 2), {"thresholds": {"learnt": 0.4}}, "thresholds=dict: has to be"),
+    (lambda: nn.Linear(3, 2), {"chance_loss": "low"}, "chance_loss=str: has to be one number"),
+    (lambda: nn.Linear(3, 2), {"chance_loss": torch.tensor(0.0)}, "chance_loss=0.0: has to be a finite number above 0"),
+    (lambda: nn.Linear(3, 2), {"chance_loss": math.nan}, "chance_loss=nan: has to be a finite number above 0"),
+    (lambda: nn.Linear(3, 2), {"optimizer": 3}, "optimizer=int: has to be a torch.optim.Optimizer"),
+    (lambda: nn.Linear(3, 2), {"optimizer": [None]}, "optimizer=NoneType: has to be a torch.optim.Optimizer"),
+    (lambda: nn.Linear(3, 2), {"exclude": "norm*"}, "exclude='norm*': matches no layer; there are Linear"),
     (
         lambda: nn.Linear(3, 2),
         {"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)},
@@ -157,6 +166,43 @@ def test_what_cannot_be_is_refused_in_one_line(
         watch(make(), tmp_path / "run", **options)
     assert str(raised.value).startswith(line)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("directory", [3, b"here", "a\0b", "~nobody-has-this-name/x", True])
+def test_what_is_no_directory_is_refused_in_one_line(directory: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^directory=[^\n]*$"):
+        watch(nn.Linear(3, 2), directory)
+
+
+def test_a_directory_with_somebody_elses_events_is_refused(tmp_path: Path) -> None:
+    EventWriter(tmp_path, ["00_a"]).close()
+    with pytest.raises(ConfigError, match=r"directory=.*: holds an event file already"):
+        watch(nn.Linear(3, 2), tmp_path)
+
+
+def test_numbers_that_are_none_are_refused_and_tensors_taken(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    thresholds = Thresholds(depth_decades=1.25)
+    with watch(model, tmp_path / "run", chance_loss=torch.tensor(2.0), thresholds=thresholds) as monitor:  # type: ignore[arg-type]
+        model(torch.randn(4, 3)).square().mean().backward()
+        for value in ("abc", [1.0], torch.ones(2), 1j):
+            with pytest.raises(ConfigError, match=r"^loss"):
+                monitor.step(value)  # type: ignore[arg-type]
+            with pytest.raises(ConfigError, match=r"^loss"):
+                monitor.evaluated(value)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"^accuracy=str: has to be one number"):
+            monitor.evaluated(1.0, "0.5")  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"^optimizer=str: has to be a torch.optim.Optimizer$"):
+            monitor.step(1.0, optimizer="sgd")  # type: ignore[arg-type]
+        monitor.step(torch.tensor([0.5]))
+        monitor.evaluated(torch.tensor(0.25, requires_grad=True), torch.tensor(0.75))  # type: ignore[arg-type]
+    known = read_run(tmp_path / "run")
+    assert (known["steps"], known["train_loss"], known["test_loss"], known["test_accuracy"]) == (1, 0.5, 0.25, 0.75)
+    assert known["chance_loss"] == 2.0
+    assert Thresholds(**known["thresholds"]) == thresholds
+    for call in (monitor.step, monitor.evaluated):
+        with pytest.raises(GradstabError, match="this monitor is closed"):
+            call(1.0)
 
 
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from gradstab.data import load_data
 from gradstab.errors import ConfigError
 from gradstab.events import read_records
 from gradstab.measure.verdict import Verdict
-from gradstab.probing import probe
+from gradstab.probing import probe, typical_draw
 from tests.conftest import Compose, Train
 
 TINY = ("model.depth=3", "model.width=16", "batch_size=32", "device=cpu")
@@ -60,6 +60,42 @@ def test_seeds_are_averaged_by_their_logarithms_and_shares_as_they_are(configure
     factors = [one.factor for one in alone]
     assert found.factor == pytest.approx(np.mean(factors))
     assert found.spread == pytest.approx(np.std(factors, ddof=1))
+
+
+def test_one_dead_draw_does_not_speak_for_the_others(configure: Compose) -> None:
+    """Of these seeds, ReLUs in six units are all off somewhere in seed 33."""
+    words = ["model.width=6", "model.depth=10", "device=cpu"]
+    alone = [probe(configure(*words, f"seed={seed}"), ProbeKnobs(seeds=1)) for seed in (32, 33, 34)]
+    assert not alone[1].measured["signal_grad_norm"][:10].any()
+    assert alone[1].agreement == "1 of 1 draw"
+    found = probe(configure(*words, "seed=32"), ProbeKnobs(seeds=3))
+    assert found.labels == [one.verdict.labels for one in alone]
+    assert "vanishing" in found.labels[1]
+    assert found.verdict == alone[0].verdict
+    assert found.verdict.labels == ("healthy",)
+    assert found.to_dict()["agreement"] == "2 of 3 draws"
+    for name in ("signal_grad_norm", "grad_norm"):
+        living = np.sqrt(alone[0].measured[name] * alone[2].measured[name])
+        np.testing.assert_allclose(found.measured[name][:9], living[:9], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "typical"),
+    [
+        (["healthy", "vanishing", "vanishing"], 1),
+        (["exploding", "healthy", "healthy", "vanishing"], 1),
+        # A finding of half of the draws counts.
+        (["healthy", "vanishing"], 1),
+        # Both are in two draws of three, and one draw has both.
+        (["vanishing", "vanishing dead_units", "dead_units"], 1),
+        # None is that of half of them: what all others are not.
+        (["vanishing", "exploding", "saturated"], 0),
+        # Both are common, but never in one draw: the commonest.
+        (["vanishing", "dead_units", "dead_units", "vanishing saturated"], 1),
+    ],
+)
+def test_the_typical_draw(labels: list[str], typical: int) -> None:
+    assert typical_draw([tuple(own.split()) for own in labels]) == typical
 
 
 def test_wide_networks_are_what_theory_predicts(configure: Compose) -> None:
@@ -137,6 +173,7 @@ def test_knobs_are_read_and_checked() -> None:
         (["probe.seeds"], r"probe\.seeds: cannot be read"),
         (["probe.sedes=2"], r"probe\.sedes=2: .*did you mean seeds"),
         (["probe.jacobian=2"], r"probe\.jacobian=2: must be true or false"),
+        (["probe.seeds=2", "probe.seeds=3"], r"probe\.seeds=3: probe\.seeds was given already; allowed: once"),
         (["probe.samples=2"], r"no effect without probe\.jacobian=true"),
     ):
         with pytest.raises(ConfigError, match=expected) as caught:

@@ -90,6 +90,17 @@ def test_a_channel_is_dead_only_if_it_is_zero_everywhere() -> None:
     assert q.dead_fraction(slope).item() == 0.75
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2, 2)])
+def test_of_a_layer_with_a_slope_that_is_nan_nobody_knows_what_is_dead(shape: tuple[int, ...]) -> None:
+    for others in (0.0, 1.0):
+        slope = torch.full(shape, others)
+        slope[1, 2] = math.nan
+        assert math.isnan(q.dead_fraction(slope).item())
+        lifted = torch.func.vmap(q.dead_fraction)(torch.stack([torch.zeros(shape), slope]))
+        assert lifted[0].item() == 1.0
+        assert math.isnan(lifted[1].item())
+
+
 def test_update_ratio() -> None:
     before, after = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])
     assert q.update_ratio(before, after).item() == pytest.approx(0.1)

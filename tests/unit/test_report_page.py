@@ -13,13 +13,15 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from gradstab.events import Records, Series, layer_tags
 from gradstab.measure.verdict import Finding, Remedy, Verdict
 from gradstab.report import curves, figures, multiples, page, style
-from gradstab.report.digest import Digest, digest, heatmap
+from gradstab.report.digest import Curve, Digest, Profiles, digest, heatmap
 from gradstab.report.runs import Run, printable
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -257,3 +259,64 @@ def test_small_multiples_share_their_axes() -> None:
     ]
     sheets = list(multiples.sheets([*digests, *[Digest()] * 23], ["x"] * 26))
     assert [len(sheet.axes) for sheet in sheets] == [24 * 3 + 1, 2 * 3 + 1]
+
+
+def _ink(figure: Figure, axes: Axes, colour: str) -> int:
+    """How many pixels within these axes have this colour, or nearly."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    box = axes.get_window_extent()
+    inside = image[image.shape[0] - int(box.y1) : image.shape[0] - int(box.y0), int(box.x0) : int(box.x1)]
+    wanted = [round(255 * part) for part in to_rgba(colour)[:3]]
+    return int((np.abs(inside - wanted).max(-1) < 40).sum())
+
+
+def _curve(values: np.ndarray) -> Curve:
+    steps = np.arange(len(values), dtype=float)
+    return Curve(steps, values, values, values, steps[~np.isfinite(values)], 1)
+
+
+def test_a_single_finite_point_among_many_is_seen() -> None:
+    values = np.full(101, math.nan)
+    values[50] = 1.0
+    losses = {"train/loss": _curve(values)}
+    fig = curves.loss(losses)
+    assert fig is not None
+    assert _ink(fig, fig.axes[0], style.BLUE) > 5
+    profile = Profiles("signal_grad_norm", [0], values[None], [str(i) for i in range(101)])
+    fig = figures.depth_profile(profile)
+    assert _ink(fig, fig.axes[0], style.SEQUENCE[0]) > 5
+    data = Digest(depth=profile, curves=losses)
+    _, depth, loss = multiples.Drawer(multiples.scales([data])).draw(data).axes
+    assert _ink(depth.figure, depth, style.SEQUENCE[0]) > 5
+    assert _ink(loss.figure, loss, style.BLUE) > 5
+
+
+def test_charts_of_one_step_and_one_hidden_layer_show_it() -> None:
+    one = np.ones(1)
+    norms = {f"global_grad_norm/{side}_clip": _curve(one) for side in ("pre", "post")}
+    fig = curves.clipping(Digest(curves=norms, clipped=_curve(one / 2), has_clipping=True))
+    assert fig is not None
+    assert _ink(fig, fig.axes[1], style.RED) > 5
+    fig = figures.depth_profile(Profiles("signal_grad_norm", [0], np.array([[1.0, 100.0]]), ["a", "b"]), [10.0])
+    assert _ink(fig, fig.axes[0], style.INK) > 5
+
+
+def test_lines_without_gaps_get_no_dots() -> None:
+    fig = curves.loss({"train/loss": _curve(np.linspace(1, 2, 101))})
+    assert fig is not None
+    assert {line.get_marker() for line in fig.axes[0].lines} <= {"", "None"}
+
+
+def test_small_multiples_have_short_titles_and_the_whole_one_at_hand() -> None:
+    runs = [made_run(3, name=name) for name in ("a", "b")]
+    keys = ("model.depth", "optimizer.lr", "optimizer.momentum", "model.width", "optimizer.weight_decay")
+    for lr, run in enumerate(runs):
+        run.settings = dict.fromkeys(keys, 1) | {"optimizer.lr": lr}
+    parsed = Strict(_rendered(*runs, keys=keys))
+    whole = ", ".join(f"{key}={runs[1].settings[key]}" for key in keys)
+    assert ("a", "depth=1, lr=1, momentum=1, width=1, weight_decay=1") in parsed.texts
+    assert {"href": "#run-1", "title": whole}.items() <= next(
+        attrs.items() for tag, attrs in parsed.tags if tag == "a" and attrs.get("title") == whole
+    )

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from gradstab import dashboard
+from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError
 from gradstab.events import EventWriter, layer_tags, read_events, read_records
-from gradstab.measure.verdict import Finding
+from gradstab.measure.diagnosis import Judge
+from gradstab.measure.verdict import Finding, Verdict
 from gradstab.report import finding, runs, table
 
 
@@ -162,34 +164,137 @@ def test_a_verdict_that_makes_no_sense_is_said_to_be_unreadable(tmp_path: Path, 
     assert "the verdict in run.json cannot be read" in run.notes
 
 
-def test_a_missing_verdict_is_found_with_the_runs_own_thresholds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def _judged_live(folder: Path, record: dict[str, Any], *, skipped: bool = False) -> Verdict:
+    """Records of 30 steps with a signal lost towards the input, and what a judge said who saw them as they came."""
+    tags = layer_tags(["hidden"] * 3 + ["output"])
+    judge = Judge(
+        tags,
+        record["hidden_layers"],
+        Thresholds(**record["thresholds"]),
+        theory=record["theory"],
+        chance_loss=record["chance_loss"],
+        adaptive=record["adaptive_optimizer"],
+        depth_layers=record["depth_layers"],
+    )
+    writer = EventWriter(folder, tags)
+    for step in range(30):
+        scalars = {"train/loss": 2.25, "train/learning_rate": 0.5, "global_grad_norm/pre_clip": 1.0}
+        vectors = {"grad_norm": np.ones(4), "signal_grad_norm": np.array([1e-2, 1e-1, 1.0, 1e4])}
+        if skipped and step == 20:
+            scalars |= {"amp/skipped": 1.0, "global_grad_norm/pre_clip": math.inf}
+            vectors = {"grad_norm": np.full(4, math.inf)}
+        writer.write(step, scalars, vectors)
+        judge.observe(step, scalars, vectors)
+    writer.close()
+    (folder / "run.json").write_text(json.dumps(record))
+    return judge.verdict()
+
+
+OPENING: dict[str, Any] = {
+    "status": "running",
+    "hidden_layers": 3,
+    "depth_layers": None,
+    "adaptive_optimizer": False,
+    "chance_loss": 2.25,
+    "thresholds": {},
+    "theory": {"depth_factor": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({}, {"depth_span"}),
+        ({"thresholds": {"stalled_depth_decades": 2.5, "init_vanishing_decades": 2.5}}, set()),
+        ({"theory": {"signal_share": 1e-6}}, {"lost_in_dropout", "depth_span"}),
+        ({"adaptive_optimizer": True}, set()),
+        ({"depth_layers": ["01_hidden", "02_hidden"]}, set()),
+        ({"hidden_layers": 4}, {"depth_span"}),
+        ({"chance_loss": 9.0}, set()),
+        ({"skipped": True}, {"depth_span"}),
+    ],
+)
+def test_a_killed_run_gets_the_verdict_that_it_would_have_given_itself(
+    tmp_path: Path, changed: dict[str, Any], found: set[str]
 ) -> None:
-    from gradstab.measure import diagnosis
-
-    seen: list[tuple[Any, ...]] = []
-    judge = diagnosis.judge_records
-    monkeypatch.setattr(diagnosis, "judge_records", lambda *given: seen.append(given) or judge(*given))
-    _write(tmp_path)
-    record = {"status": "running", "adaptive_optimizer": True, "hidden_layers": 3, "chance_loss": 2.3}
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    (tmp_path / "config.yaml").write_text("verdict:\n  name: default\n  depth_decades: 77.5\n  plateau: x\n")
+    record = OPENING | changed
+    live = _judged_live(tmp_path, record, skipped=record.pop("skipped", False))
+    assert {finding.rule for finding in live.findings} == found
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
     run = runs.load(tmp_path, "x")
-    assert run.verdict is not None
-    assert run.verdict.step == 3_000_000
-    ((records, known, thresholds),) = seen
-    assert (thresholds.depth_decades, thresholds.plateau) == (77.5, type(thresholds)().plateau)
-    assert known.items() >= {"adaptive_optimizer": True, "hidden_layers": 3, "chance_loss": 2.3}.items()
-    assert not any("/00_hidden" in tag for tag in records.scalars)
+    assert run.verdict == live
+    assert run.verdict.step == 29
 
 
-def test_differing_keys_are_those_two_configurations_disagree_on() -> None:
-    first = {"seed": 0, "act": "relu", "model.width": "[3, 4]", "clip": "norm", "clip.max_norm": 1.0}
-    second = {"seed": 0, "act": "tanh", "model.width": "[3, 4]", "clip": "none"}
-    assert table.differing([first, second]) == ["act", "clip", "clip.max_norm"]
-    assert table.differing([first, first]) == []
-    assert table.differing([first, {}]) == list(first)
-    assert table.differing([{"a": 1}, {"a": True}]) == ["a"]
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"thresholds": {"depth_decades": "x", "of_some_later_version": 1}},
+        {"thresholds": 3},
+        {"theory": {"signal_share": "x", "depth_factor": 0.5}},
+        {"theory": {"signal_share": None, "depth_factor": 0.5}},
+        {"hidden_layers": 10**12},
+        {"hidden_layers": "many"},
+        {"depth_layers": ["nobody"]},
+        {"depth_layers": 3},
+        {"adaptive_optimizer": "perhaps"},
+    ],
+)
+def test_a_broken_entry_of_run_json_counts_as_missing_in_a_verdict(tmp_path: Path, broken: dict[str, Any]) -> None:
+    live = _judged_live(tmp_path, OPENING)
+    (tmp_path / "run.json").write_text(json.dumps(OPENING | broken))
+    assert runs.load(tmp_path, "x").verdict == live
+
+
+def test_without_thresholds_in_run_json_those_of_the_configuration_count(tmp_path: Path) -> None:
+    _judged_live(tmp_path, OPENING)
+    (tmp_path / "run.json").write_text(json.dumps({k: v for k, v in OPENING.items() if k != "thresholds"}))
+    settings = "verdict:\n  name: default\n  stalled_depth_decades: {0}\n  init_vanishing_decades: {0}\n  plateau: x\n"
+    for decades, labels in ((2.5, ("healthy",)), (1.5, ("vanishing",))):
+        (tmp_path / "config.yaml").write_text(settings.format(decades))
+        verdict = runs.load(tmp_path, "x").verdict
+        assert verdict is not None
+        assert verdict.labels == labels
+
+
+def test_a_watched_run_lacks_no_configuration(tmp_path: Path) -> None:
+    _write(tmp_path)
+    for record, missed in (({"status": "completed", "watched": "Net"}, False), ({"status": "completed"}, True)):
+        (tmp_path / "run.json").write_text(json.dumps(record))
+        assert ("no config.yaml" in runs.load(tmp_path, "x").notes) == missed
+
+
+def test_lists_in_a_configuration_are_joined_by_commas(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("model:\n  widths: [64, 32]\nstop_on: [vanishing, dead_units]\nnone: []\n")
+    settings = runs.load(tmp_path, "x").settings
+    assert settings == {"model.widths": "64,32", "stop_on": "vanishing,dead_units", "none": "none"}
+
+
+def test_a_run_without_settings_makes_no_key_differ() -> None:
+    settings = [{"a": 1, "b": 2}, {}, {"a": 1, "b": 3}]
+    assert table.differing(settings) == ["b"]
+    assert table.differing([{}, {"a": 1}]) == []
+    assert table.differing([{"a": 1}, {"b": 1}]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "text"),
+    [
+        ("model=deep_mlp, seed=0", "model=deep_mlp, seed=0"),
+        ("model.depth=20, optimizer.lr=0.1, optimizer.momentum=0.9, seed=3", "depth=20, lr=0.1, momentum=0.9, seed=3"),
+        (
+            "optimizer.eps=1, model.norm.eps=2, optimizer.weight_decay=0.001, seed=12345",
+            "optimizer.eps=1, model.norm.eps=2, … 2 more",
+        ),
+        ("data.root=/" + "folder/" * 20 + "end, seed=1", "root=/folder/fold…/folder/end, seed=1"),
+        ("a" * 50 + "b" * 50, "a" * 30 + "…" + "b" * 29),
+        ("k" * 100 + "=1", "k" * 30 + "…" + "k" * 27 + "=1"),
+    ],
+)
+def test_long_captions_are_shortened_where_it_hurts_least(caption: str, text: str) -> None:
+    assert table.shortened(caption) == text
+    assert all(len(table.shortened(caption, width)) <= width for width in (20, 52, 60))
 
 
 @pytest.mark.parametrize(

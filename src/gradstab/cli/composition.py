@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import sys
@@ -11,6 +13,8 @@ from typing import Any
 
 from gradstab.catalogue import CHOICES
 from gradstab.cli.output import OK, say
+from gradstab.config.probe_options import PREFIX, PROBE_KEYS
+from gradstab.config.verdict_options import KINDS
 from gradstab.errors import ConfigError, GradstabError
 
 HYDRA_FLAGS = (
@@ -21,20 +25,25 @@ HYDRA_FLAGS = (
 COMMANDS = ("train", "probe", "list")
 
 
-def compose(args: Sequence[str], job: Callable[[Any], None]) -> None:
+# Groups that are Hydra's and ours, and nobody's to choose from.
+_INTERNAL = ("hydra", "hydra.", "schema", "schema/")
+
+
+def compose(args: Sequence[str], job: Callable[[Any], None], flags: Sequence[str] = HYDRA_FLAGS) -> None:
     """Check the words of a command, compose what they say, and call ``job`` with each configuration.
 
-    Raises :class:`ConfigError` with the reason where Hydra cannot compose it.
+    ``flags`` are those the command has; its own ones among them it takes out of ``args`` itself. Raises
+    :class:`ConfigError` with the reason where Hydra cannot compose it.
     """
     overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
     for arg in args:
-        if arg.startswith("-") and arg.split("=")[0] not in HYDRA_FLAGS:
-            raise ConfigError(f"{arg}: there is no such flag; allowed: {', '.join(HYDRA_FLAGS)}")
+        if arg.startswith("-") and (arg.split("=")[0] not in flags or arg.split("=")[0] not in HYDRA_FLAGS):
+            raise ConfigError(f"{arg}: there is no such flag; allowed: {', '.join(flags)}")
     for text in overrides:
         if text.partition("=")[0] in CHOICES and text.partition("=")[2].startswith("["):
             raise ConfigError(f"{text}: a group takes one option; several are a sweep: -m with commas between them")
-    # To Hydra, commas are a sweep; this key takes several values.
-    args = [re.sub(r"^(stop_on=)([^\[]*,.*)$", r"\1[\2]", arg) for arg in args]
+    # To Hydra, commas are a sweep unless they are quoted; this key takes several values.
+    args = [re.sub(r"""^(stop_on=)([^\["']*,.*)$""", r"\1[\2]", arg) for arg in args]
     _hydra(_multirun_first(_from_run_directory(args)), overrides, job)
 
 
@@ -52,9 +61,31 @@ def complete(args: list[str]) -> int:
     elif words[1] == "list":
         return say(" ".join(CHOICES) + "\n")
     elif words[1] in COMMANDS:
-        os.environ["COMP_LINE"] = line.replace(f" {words[1]}", "", 1)
+        return _complete_overrides(args, words[1], line.replace(f" {words[1]}", "", 1))
     _hydra(["--shell-completion", *args], args, lambda _composed: None)
     return OK
+
+
+def _complete_overrides(args: list[str], command: str, line: str) -> int:
+    """What may stand next in a command that Hydra composes, ``line`` being its words without the subcommand."""
+    separator = "\n" if "query=fish" in args else " "
+    words = line.split()
+    typed = "" if line.endswith(" ") else words.pop()
+    found = []
+    if command == "probe":
+        own = ("probe.jacobian=true", "probe.jacobian=false") if typed.startswith("probe.jacobian=") else PROBE_KEYS
+        found = [word for word in (*own, "--json") if word.startswith(typed)]
+        # Hydra could not compose with these.
+        words = [word for word in words if word != "--json" and not word.startswith(PREFIX)]
+    if typed.startswith("stop_on="):
+        before = typed[: max(typed.rfind("="), typed.rfind(",")) + 1]
+        found += [before + kind for kind in KINDS if (before + kind).startswith(typed)]
+    elif not typed.startswith(("-", PREFIX)):
+        os.environ["COMP_LINE"] = " ".join([*words, typed])
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            _hydra(["--shell-completion", *args], args, lambda _composed: None)
+        found += [word for word in printed.getvalue().strip("\n").split(separator) if word not in _INTERNAL]
+    return say(separator.join(found) + "\n")
 
 
 def _hydra(args: list[str], overrides: Sequence[str], job: Callable[[Any], None]) -> None:

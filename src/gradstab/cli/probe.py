@@ -8,11 +8,22 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from gradstab.cli.composition import compose
+from gradstab.cli.composition import HYDRA_FLAGS, compose
 from gradstab.cli.output import FAILED, OK, complain, say
 from gradstab.config import from_hydra
 from gradstab.config.probe_options import PREFIX, probe_knobs
 from gradstab.errors import ConfigError, GradstabError
+
+FLAGS = ("--json", *(flag for flag in HYDRA_FLAGS if flag not in ("-m", "--multirun")))
+# What has no effect on a probe, and why; with a dot, all of a group's knobs.
+_IDLE = {
+    "out_dir=": "writes nothing",
+    "quiet=": "only prints",
+    "stop_on=": "ends before the first update",
+    "images_after=": "makes no pictures",
+    "measure=": "measures everything, once",
+    "measure.": "measures everything, once",
+}
 
 
 def probe(args: Sequence[str]) -> int:
@@ -24,7 +35,7 @@ def probe(args: Sequence[str]) -> int:
     for word in words:
         _refuse(word)
     composed: list[tuple[Any, list[str]]] = []
-    compose(words, lambda whole: composed.append((whole, _overrides())))
+    compose(words, lambda whole: composed.append((whole, _overrides())), FLAGS)
     if not composed:
         return OK
     config = from_hydra(*composed[0])
@@ -55,8 +66,10 @@ def probe(args: Sequence[str]) -> int:
 def _refuse(word: str) -> None:
     if word in ("-m", "--multirun"):
         raise ConfigError(f"{word}: a probe looks at one network; a sweep is: gradstab train {word}")
-    for key, why in (("out_dir", "writes nothing"), ("quiet", "only prints")):
-        if word.lstrip("+~").startswith(f"{key}="):
+    if word.startswith("--json="):
+        raise ConfigError(f"{word}: takes no value; allowed: {', '.join(FLAGS)}")
+    for start, why in _IDLE.items():
+        if word.lstrip("+~").startswith(start):
             raise ConfigError(f"{word}: no effect, as a probe {why}; leave it out")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from gradstab.config.compose import read_knobs
 from gradstab.config.fields import number
@@ -21,6 +22,9 @@ class ProbeKnobs:
     samples: int = number(4, at_least=1, at_most=1000)
 
 
+PROBE_KEYS = tuple(f"{PREFIX}{f.name}=" for f in fields(ProbeKnobs))
+
+
 def probe_knobs(words: Sequence[str]) -> ProbeKnobs:
     """The knobs that ``words`` set, each ``probe.NAME=VALUE`` in Hydra's grammar.
 
@@ -30,7 +34,7 @@ def probe_knobs(words: Sequence[str]) -> ProbeKnobs:
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
-    given = {}
+    given: dict[str, Any] = {}
     for word in words:
         try:
             override = parser.parse_override(word)
@@ -38,7 +42,10 @@ def probe_knobs(words: Sequence[str]) -> ProbeKnobs:
             raise ConfigError(f"{word}: cannot be read; allowed: KEY=VALUE") from error
         if override.is_sweep_override():
             raise ConfigError(f"{word}: several values; allowed: one, as a probe looks at one network")
-        given[word.split("=")[0].removeprefix(PREFIX)] = override.value()
+        name = word.split("=")[0].removeprefix(PREFIX)
+        if name in given:
+            raise ConfigError(f"{word}: {PREFIX}{name} was given already; allowed: once")
+        given[name] = override.value()
     knobs = read_knobs(ProbeKnobs, given, "probe")
     if "samples" in given and not knobs.jacobian:
         raise ConfigError(f"probe.samples={knobs.samples}: no effect without probe.jacobian=true")

@@ -9,7 +9,7 @@ from typing import Any
 from gradstab.config.network_options import DeepMLP
 from gradstab.config.optimizer_options import WarmupCosine
 from gradstab.config.registry import Option
-from gradstab.config.run import Config
+from gradstab.config.run import Config, stop_kinds
 from gradstab.config.training_options import N_TRAIN
 from gradstab.errors import ConfigError
 
@@ -30,8 +30,8 @@ def resolve(values: Mapping[str, Any], explicit: Collection[str]) -> Config:
         width = config.model.width
         depth = len(width) if isinstance(width, tuple) else DEFAULT_DEPTH
         config = replace(config, model=replace(config.model, depth=depth))
-    if isinstance(config.stop_on, str):
-        config = replace(config, stop_on=tuple(config.stop_on.split(",")))
+    if config.stop_on is not None:
+        config = replace(config, stop_on=stop_kinds(config.stop_on))
     if config.batch_size is None:
         config = replace(config, batch_size=DEFAULT_BATCH if n_train >= DEFAULT_BATCH else "full")
     if config.steps is not None and config.epochs is not None and ("steps" in explicit) != ("epochs" in explicit):

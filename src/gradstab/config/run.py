@@ -29,10 +29,21 @@ def _device_problem(value: Any) -> str | None:
     return None if known else "must be one of auto, cpu, cuda, cuda:N, mps"
 
 
+def stop_kinds(value: Any) -> tuple[str, ...]:
+    """The kinds that a value of ``stop_on`` names: a list, or text with commas; empty where it is neither."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        return ()
+    return tuple(dict.fromkeys(kind.strip() for text in texts for kind in str(text).split(",")))
+
+
 def _stop_on_problem(value: Any) -> str | None:
-    kinds = value.split(",") if isinstance(value, str) else value
-    known = isinstance(kinds, list | tuple) and kinds and set(kinds) <= set(KINDS)
-    return None if known else f"must be one or several of {', '.join(KINDS)}, with commas between them"
+    kinds = stop_kinds(value)
+    return (
+        None
+        if kinds and set(kinds) <= set(KINDS)
+        else f"must be one or several of {', '.join(KINDS)}, with commas between them"
+    )
 
 
 def _out_dir_problem(value: Any) -> str | None:

@@ -19,6 +19,7 @@ from gradstab.jacobians import Jacobians
 from gradstab.probing import Findings
 
 _INDENT = 14
+_MOST_SEEDS = 4
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def show(config: Config, findings: Findings) -> None:
     if findings.jacobian is not None:
         console.print(_jacobian_table(findings.jacobian, console.width))
         console.print(_line("Jacobian", _jacobian_text(findings.jacobian)))
+    if findings.agreeing < len(findings.labels):
+        console.print(_line("draws", _disagreement(findings)))
     console.print(verdict_text(findings.verdict))
 
 
@@ -128,6 +131,20 @@ def _factor(findings: Findings) -> str:
     text = f"{findings.factor:.4g}{spread} per layer towards the input, R² {findings.r2:.2f}"
     predicted = findings.theory.get("depth_factor")
     return text if predicted is None else f"{text}; theory {predicted:.4g}"
+
+
+def _disagreement(findings: Findings) -> str:
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    for seed, labels in zip(findings.seeds, findings.labels, strict=True):
+        if labels != findings.verdict.labels:
+            seeds.setdefault(labels, []).append(str(seed))
+    others = "; ".join(
+        f"seed{'s' if len(own) > 1 else ''} {', '.join(own[:_MOST_SEEDS])}"
+        + (f" and {len(own) - _MOST_SEEDS} more" if len(own) > _MOST_SEEDS else "")
+        + f": {', '.join(labels)}"
+        for labels, own in seeds.items()
+    )
+    return f"the verdict below is that of {findings.agreement}; {others}"
 
 
 def _theory_lines(findings: Findings) -> list[tuple[str, str]]:

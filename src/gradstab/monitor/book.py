@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from gradstab.measure.recorder import Recorder, StepRecord
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.ledger import Ledger
+from gradstab.monitor.rows import Row
 
 
 class Book:
@@ -38,11 +41,23 @@ class Book:
         self.closed = False
         self._thresholds = thresholds
         self._scaled = scaled
+        self.lacks_gradients = False
         self._clips = False
+        self._evaluations: list[tuple[int, float, float | None]] = []
         self._started = time.perf_counter()
         self._evaluation: tuple[float, float | None] | None = None
-        self._record = _opening_record(model, chance_loss)
+        self._record = _opening_record(model, chance_loss) | {"thresholds": thresholds.knobs}
         self._opened: tuple[Recorder, Ledger, Judge] | None = None
+
+    def check_open(self) -> None:
+        """Raises :class:`GradstabError` once the record has ended."""
+        if self.closed:
+            raise GradstabError(f"{self.directory}: this monitor is closed; watch again to record another run")
+
+    def complain(self, note: str, *, stacklevel: int) -> None:
+        """Note what could not be measured, and warn of it."""
+        self.notes.append(note)
+        warnings.warn(f"watch: {note}", stacklevel=stacklevel)
 
     def uses(self, optimizer: Optimizer) -> None:
         """Note that this optimizer moves the network: steps of some keep their size however small gradients are."""
@@ -69,19 +84,29 @@ class Book:
         if recorder.due:
             recorder.flush()
 
-    def evaluated(self, step: int, loss: float, accuracy: float | None, norms: WatchedNorms) -> None:
-        """Record an evaluation after ``step`` steps."""
+    def evaluated(self, step: int, loss: float, accuracy: float | None) -> None:
+        """Record an evaluation after ``step`` steps; before the first one is added, layers have no order yet."""
         self._evaluation = (loss, accuracy)
-        self._open(norms)[0].write_evaluation(step, loss, accuracy)
-
-    def verdict(self) -> Verdict:
-        """The verdict on all that was added."""
         if self._opened is None:
+            self._evaluations.append((step, loss, accuracy))
+        else:
+            self._opened[0].write_evaluation(step, loss, accuracy)
+
+    def verdict(self, norms: WatchedNorms, row: Row | None = None) -> Verdict:
+        """The verdict on all that was added, and on what is known so far of a step that stays open."""
+        if self._opened is None and row is None:
             raise GradstabError(f"{self.directory}: no step was recorded yet; call step(loss) after backward()")
-        recorder, _, judge = self._opened
+        recorder, ledger, judge = self._open(norms)
         if not self.closed:
             recorder.flush()
-        return judge.verdict()
+        if row is None:
+            return judge.verdict()
+        ledger = ledger.rehearsal()
+        ledger.leave_out(row.record.step, *row.unknown)
+        trial = Recorder(norms, ledger, skip_non_finite=True)
+        trial.add(row.record)
+        trial.flush()
+        return ledger.judge.verdict()
 
     def close(self, status: str, reason: str, norms: WatchedNorms) -> int:
         """Write what is left, the verdict and run.json; returns how many steps were recorded."""
@@ -114,16 +139,24 @@ class Book:
             )
             ledger = Ledger(self.directory, norms.tags, judge, depth=norms.depth, scaled=self._scaled)
             self._opened = Recorder(norms, ledger, skip_non_finite=True), ledger, judge
+            for evaluation in self._evaluations:
+                self._opened[0].write_evaluation(*evaluation)
         return self._opened
 
 
 def make_directory(directory: str | Path | None) -> Path:
     """The run's own directory, made; a new one under outputs/watch for None."""
-    path = Path(directory or f"outputs/watch/{run_directory.new_name()}").expanduser()
+    if directory is not None and not isinstance(directory, str | os.PathLike):
+        raise ConfigError(f"directory={directory!r}: has to be a path, or None for a new one under outputs/watch")
     try:
-        return run_directory.create(path)
+        path = run_directory.create(Path(directory or f"outputs/watch/{run_directory.new_name()}").expanduser())
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"directory={str(directory)!r}: cannot be a path ({error})") from error
     except ConfigError as error:
         raise ConfigError(*(problem.replace("out_dir=", "directory=") for problem in error.problems)) from error
+    if any(path.glob("events.out.tfevents.*")):
+        raise ConfigError(f"directory={path}: holds an event file already; choose another, or remove it")
+    return path
 
 
 def _opening_record(model: nn.Module, chance_loss: float | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +24,13 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
 
     ``depth`` are the positions of the layers that a depth factor is taken over, because they are alike: those that are
     known to feed an activation; with fewer than two known, all but embeddings and the last, which is taken for the
-    output. ``width`` is the length of vectors over activations: without the last layer, if that feeds none.
+    output. Where ``series`` is known, positions, those outside it are left out. ``width`` is the length of vectors over
+    activations: without the last layer, if that feeds none.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], layers: Sequence[WatchedLayer]) -> None:
         super().__init__((p for p in parameters if p.is_floating_point() or p.is_complex()), layers)
+        self.series: Collection[int] | None = None
         self.device = self.parameters[0].device
         self._index = {id(parameter): i for i, parameter in enumerate(self.parameters)}
         first = self.parameters[0]
@@ -56,6 +58,11 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
 
     @property
     def depth(self) -> list[int]:
+        return self.alike if self.series is None else [i for i in self.alike if i in self.series]
+
+    @property
+    def alike(self) -> list[int]:
+        """The layers that a depth factor would be taken over if all stood in series."""
         known = [i for i, layer in enumerate(self.layers) if layer.activation is not None]
         if len(known) > 1:
             return known

@@ -121,10 +121,10 @@ def find_layers(
     if not chosen:
         names = ", ".join(layer.name for layer in layers[:6]) + (", …" if len(layers) > 6 else "")
         raise ConfigError(f"include={include!r}, exclude={exclude!r}: no layer is left of {names}")
-    for pattern in included:
+    for key, pattern in [*(("include", p) for p in included), *(("exclude", p) for p in excluded)]:
         if not any(_matches(layer.name, [pattern]) for layer in layers):
             names = ", ".join(layer.name for layer in layers[:6]) + (", …" if len(layers) > 6 else "")
-            raise ConfigError(f"include={pattern!r}: matches no layer; there are {names}")
+            raise ConfigError(f"{key}={pattern!r}: matches no layer; there are {names}")
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -36,11 +37,18 @@ class Ledger(EventWriter):
         self.non_finite: dict[str, Any] | None = None
         self.skipped_steps = 0
         self.latest_depth: DepthFactor | None = None
-        self._judge = judge
+        self.judge = judge
         self._depth = list(depth)
         self._scaled = scaled
         self._unknown: dict[int, set[str]] = {}
         self._templates: dict[Any, _Template] = {}
+        self._rehearses = False
+
+    def rehearsal(self) -> Ledger:
+        """A ledger whose judge knows all that this one's does, and which writes nothing."""
+        twin = copy.copy(self)
+        twin.judge, twin._unknown, twin._rehearses = copy.deepcopy(self.judge), {}, True
+        return twin
 
     def leave_out(self, step: int, *tags: str) -> None:
         """Say which scalars of a step are not known."""
@@ -63,8 +71,9 @@ class Ledger(EventWriter):
             self.skipped_steps += skipped
         if self.non_finite is None and not skipped:
             self.non_finite = self._non_finite(step, known.get("train/loss", 0.0), whole, vectors)
-        self._append(step, known, vectors, wall_time)
-        self._judge.observe(step, known, vectors)
+        if not self._rehearses:
+            self._append(step, known, vectors, wall_time)
+        self.judge.observe(step, known, vectors)
 
     def _append(
         self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector], wall_time: float | None

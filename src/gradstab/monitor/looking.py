@@ -128,6 +128,11 @@ def update_ratios(layers: Sequence[WatchedLayer], before: Sequence[Sequence[Tens
     return _stacked(ratios)
 
 
+def moved(layers: Sequence[WatchedLayer], before: Sequence[Sequence[Tensor]] | None) -> bool:
+    """Whether any weight has changed since ``before`` was copied; True where it was not."""
+    return before is None or bool(update_ratios(layers, before).any())
+
+
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     norms: list[Tensor] = [torch.linalg.vector_norm(_real(tensor)) for tensor in tensors]
     whole: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import math
+import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,8 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradstab.config.verdict_options import Thresholds
-from gradstab.errors import ConfigError, GradstabError
+from gradstab.errors import ConfigError
 from gradstab.measure.recorder import StepRecord
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor import gradients, looking
@@ -24,32 +24,10 @@ from gradstab.monitor.book import Book
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import WatchedLayer
 from gradstab.monitor.looking import Look, Looker
-from gradstab.monitor.rows import Row, as_scalar, ending, holds, learning_rate
-from gradstab.monitor.signals import Conventions, Signals
-
-COMPILED = (
-    "the network is compiled, and hooks inside it would not run: of its layers, only gradient norms, weight norms and "
-    "update ratios are measured"
-)
-UNSEEN = (
-    "no layer's forward pass was seen, as if the network were compiled or another one: of its layers, only gradient "
-    "norms, weight norms and update ratios are measured"
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a monitor is told about the loop it watches; :func:`gradstab.watch` explains each."""
-
-    every: int | None = 50
-    scaler: Any = None
-    conventions: Conventions = field(default_factory=Conventions)
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    chance_loss: float | None = None
-
-    def measures(self, step: int) -> bool:
-        """Whether all quantities are taken at this step, and not norms alone."""
-        return self.every is not None and step % self.every == 0
+from gradstab.monitor.rows import Row, as_number, as_scalar, ending, holds, learning_rate
+from gradstab.monitor.series import in_order, in_series
+from gradstab.monitor.settings import COMPILED, NO_GRADIENT, NOT_IN_SERIES, UNSEEN, Settings
+from gradstab.monitor.signals import Signals
 
 
 class Monitor:
@@ -72,12 +50,13 @@ class Monitor:
         self._looked: Look | None = None
         self._row: Row | None = None
         self._step = 0
+        self._backwards = 0
+        self._process = os.getpid()
         self.signals = Signals(model, self._layers, settings.conventions)
         scaled = settings.scaler is not None
         self._book = Book(directory, model, settings.thresholds, settings.chance_loss, scaled=scaled)
         if compiled:
-            self._book.notes.append(COMPILED)
-            warnings.warn(f"watch: {COMPILED}", stacklevel=3)
+            self._book.complain(COMPILED, stacklevel=4)
         self._book.write_opening(self._norms)
         self._prepare()
         atexit.register(self._at_exit)
@@ -102,13 +81,20 @@ class Monitor:
         for optimizer in optimizers:
             if holds(self._optimizers, optimizer):
                 continue
-            if not self._looker.positions(optimizer):
+            if not isinstance(optimizer, Optimizer):
+                raise ConfigError(f"optimizer={type(optimizer).__name__}: has to be a torch.optim.Optimizer")
+            places = self._looker.positions(optimizer)
+            if not places:
                 raise ConfigError(f"optimizer={type(optimizer).__name__}: updates no parameter of the watched network")
             self._optimizers.append(optimizer)
             self._book.uses(optimizer)
             self._hooks.append(optimizer.register_step_pre_hook(self._at_update))
             # A closure that runs forward and backward runs inside the step: what it left is seen afterwards.
             self._hooks.append(optimizer.register_step_post_hook(self._at_update))
+            trainable = [p for p in map(self._norms.parameters.__getitem__, places) if p.requires_grad]
+            for parameter in {id(p): p for p in (*trainable[:1], *trainable[-1:])}.values():
+                hook = parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
+                self._hooks.append(hook)
 
     def step(
         self, loss: Tensor | float | None = None, *, optimizer: Optimizer | None = None, lr: float | None = None
@@ -119,8 +105,9 @@ class Monitor:
         ``optimizer`` limits the look to that optimizer's parameters; calls for several belong to one step until one of
         them comes again. ``lr`` is recorded where no optimizer is known.
         """
-        if self._book.closed:
-            raise GradstabError(f"{self.directory}: this monitor is closed; watch again to record another run")
+        self._book.check_open()
+        value = as_scalar(loss, self._norms.device)
+        lr = None if lr is None else as_number("lr", lr)
         if optimizer is not None:
             self.follow(optimizer)
         row = self._row
@@ -128,7 +115,7 @@ class Monitor:
             self._extend(row, optimizer)
         else:
             self._settle()
-            row = self._row = self._begin(loss, optimizer, lr)
+            row = self._row = self._begin(None if loss is None else value, optimizer, lr)
         if optimizer is None or len(row.parts) >= len(self._optimizers):
             self._prepare()
 
@@ -138,15 +125,21 @@ class Monitor:
 
     def evaluated(self, loss: float, accuracy: float | None = None) -> None:
         """Record a loss, and an accuracy in [0, 1], on data that is not trained on, after the steps so far."""
-        self._book.evaluated(self._step, loss, accuracy, self._norms)
+        self._book.check_open()
+        known = None if accuracy is None else as_number("accuracy", accuracy)
+        self._book.evaluated(self._step, as_number("loss", loss), known)
 
     def verdict(self) -> Verdict:
         """What is wrong with the run so far, with its evidence; looks at all steps up to now.
 
         Raises :class:`GradstabError` before the first step.
         """
+        row = self._row
+        if row is not None and (row.lacks(self._optimizers) or not looking.moved(self._layers, row.before)):
+            # Its update is still to come; what is known of it so far counts, and it stays open.
+            return self._book.verdict(self._norms, row)
         self._settle()
-        return self._book.verdict()
+        return self._book.verdict(self._norms)
 
     def close(self, status: str = "completed", reason: str = "") -> None:
         """Write what is left and run.json, and take every hook away; only :meth:`verdict` can be asked afterwards."""
@@ -156,6 +149,9 @@ class Monitor:
         self.signals.stop()
         for hook in self._hooks:
             hook.remove()
+        if self._row is not None and not looking.moved(self._layers, self._row.before):
+            # The loop ended before the update: none is not an update of 0.
+            self._row.before = None
         self._settle()
         if not self._book.close(status, reason, self._norms) and status == "completed":
             warnings.warn(f"{self.directory}: no step was recorded; call step(loss) after backward()", stacklevel=2)
@@ -168,7 +164,7 @@ class Monitor:
     ) -> None:
         self.close(*ending(error))
 
-    def _begin(self, loss: Tensor | float | None, optimizer: Optimizer | None, lr: float | None) -> Row:
+    def _begin(self, loss: Tensor | None, optimizer: Optimizer | None, lr: float | None) -> Row:
         measured = self._settings.measures(self._step)
         if self._step == 0:
             self._arrange()
@@ -178,8 +174,12 @@ class Monitor:
         record = StepRecord(
             self._step, math.nan if rate is None else rate, as_scalar(loss, self._norms.device), norms=look.norms
         )
+        if (measured or self._step == 0) and not self._book.lacks_gradients and not look.norms.any():
+            self._book.lacks_gradients = True
+            self._book.complain(NO_GRADIENT.format(step=self._step), stacklevel=4)
         awaiting = self._optimizers if optimizer is None else [optimizer]
-        row = Row(record, look, list(awaiting), [] if optimizer is None else [optimizer], unknown)
+        parts = [] if optimizer is None else [optimizer]
+        row = Row(record, look, list(awaiting), parts, unknown, self._backwards)
         if measured:
             record.quantities = self._read()
             row.before = looking.copied_weights(self._layers)
@@ -188,7 +188,7 @@ class Monitor:
 
     def _extend(self, row: Row, optimizer: Optimizer) -> None:
         """Add what another optimizer is about to update to a step that has begun."""
-        row.extend(self._looker.look(optimizer), optimizer, self._looker.positions(optimizer))
+        row.extend(self._looker.look(optimizer), optimizer, self._looker.positions(optimizer), self._backwards)
         if row.before is not None and self.signals.active:
             row.record.quantities = self._read()
 
@@ -198,7 +198,8 @@ class Monitor:
         if row is None or not holds(row.awaiting, optimizer):
             return
         row.awaiting = [other for other in row.awaiting if other is not optimizer]
-        if self._looker.changed(row.look, optimizer):
+        # After another backward pass gradients are the next batch's: step() came after the update.
+        if row.backwards == self._backwards and self._looker.changed(row.look, optimizer):
             row.clipped(self._looker.look(optimizer).norms, self._looker.positions(optimizer))
 
     def _settle(self) -> None:
@@ -214,23 +215,21 @@ class Monitor:
         """Put hooks in place for the next step where it is to be measured, and take away those of the last."""
         self.signals.stop()
         if self._settings.measures(self._step) and not self._compiled:
-            self.signals.start()
+            self.signals.start(roots=self._step == 0)
 
     def _arrange(self) -> None:
         """Put the layers into the order in which the first forward pass met them."""
-        met = {id(layer): place for place, layer in enumerate(self.signals.order)}
-        if met:
-            places: list[tuple[int, int]] = []
-            for index, layer in enumerate(self._layers):
-                # One that was not called as a module stays behind the one it is defined after.
-                before = places[-1][0] if places else -1
-                places.append((met.get(id(layer), before), index))
-            self._layers[:] = [self._layers[index] for _, index in sorted(places)]
-            self._norms = WatchedNorms(self._model.parameters(), self._layers)
+        if self.signals.seen:
+            self._layers[:] = in_order(self._layers, self.signals.order)
+            self._norms = norms = WatchedNorms(self._model.parameters(), self._layers)
+            if self.signals.roots:
+                norms.series = in_series(self._layers, norms.alike, self.signals.roots, self._optimizers)
+                whole = sum(id(self._layers[i]) in self.signals.roots for i in norms.alike)
+                if len(norms.depth) < whole:
+                    self._book.notes.append(NOT_IN_SERIES.format(count=len(norms.depth), whole=whole))
             self._looker = Looker(self._norms, self._settings.scaler, self._optimizers)
         elif self._settings.every is not None and not self._compiled:
-            self._book.notes.append(UNSEEN)
-            warnings.warn(f"watch: {UNSEEN}", stacklevel=4)
+            self._book.complain(UNSEEN, stacklevel=5)
         self._book.write_opening(self._norms)
 
     def _read(self) -> dict[str, Tensor]:
@@ -238,6 +237,11 @@ class Monitor:
         found = self.signals.read(self._layers, self._norms.width, scale)
         return found | {"weight_norm": looking.weight_norms(self._layers)}
 
+    def _on_gradient(self, _parameter: Tensor) -> None:
+        self._backwards += 1
+
     def _at_exit(self) -> None:
-        """The interpreter ends, and nobody has closed this."""
-        self.close(*ending(getattr(sys, "last_value", None)))
+        """The interpreter ends, and nobody has closed this; a forked child has nothing to close."""
+        if os.getpid() == self._process:
+            with contextlib.suppress(Exception):
+                self.close(*ending(getattr(sys, "last_value", None)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ class Attached:
         for name in _GIVEN:
             if name in arguments:
                 raise ConfigError(f"{name}: the trainer gives it; leave it out")
+        allowed = [name for name in inspect.signature(watch).parameters if name not in (*_GIVEN, "directory")]
+        for name in arguments:
+            if name not in allowed:
+                raise ConfigError(f"{name}: is no argument of GradstabCallback; allowed: {', '.join(allowed)}")
         self.directory = directory
         self.arguments = arguments
         self.monitor: Monitor | None = None

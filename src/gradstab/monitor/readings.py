@@ -53,16 +53,25 @@ class Call:
 
 @dataclass(eq=False)
 class Pass:
-    """One forward pass: how many samples went in, None where that is not known, and every layer's calls."""
+    """One forward pass: how many samples went in, None where that is not known, and every layer's calls.
+
+    ``implied`` is a pass that nothing but a layer's call has told of.
+    """
 
     samples: int | None
     calls: dict[int, list[Call]] = field(default_factory=dict)
+    implied: bool = False
 
     def compact(self) -> None:
         """Let go of whole gradients."""
         for calls in self.calls.values():
             for call in calls:
                 call.compact()
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a backward pass has come through already."""
+        return any(call.grad is not None or call.norms for calls in self.calls.values() for call in calls)
 
     @property
     def went_back(self) -> bool:
@@ -83,12 +92,17 @@ def combine(
     used = [one for one in passes if one.went_back]
     found: dict[str, dict[int, Tensor]] = {}
     for position, layer in enumerate(layers):
-        calls = [one.calls[id(layer)] for one in used if id(layer) in one.calls]
+        calls = [_that_went_back(one.calls[id(layer)]) for one in used if id(layer) in one.calls]
         for name, value in _of_layer(calls, reduction, scale).items():
             if name in ("signal_grad_norm", "correlation") or position < hidden:
                 found.setdefault(name, {})[position] = value
     widths = {"signal_grad_norm": len(layers), "correlation": len(layers)}
     return {name: _row(values, widths.get(name, hidden)) for name, values in found.items()}
+
+
+def _that_went_back(calls: list[Call]) -> list[Call]:
+    """The calls that a gradient came to; all of them where none came to any."""
+    return [call for call in calls if call.norms] or calls
 
 
 def _row(values: Mapping[int, Tensor], width: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,16 +26,22 @@ class Row:
     awaiting: list[Optimizer]
     parts: list[Optimizer]
     unknown: list[str]
+    backwards: int
     before: list[list[Tensor]] | None = None
     post: Tensor | None = None
 
-    def extend(self, look: Look, optimizer: Optimizer, places: Sequence[int]) -> None:
+    def lacks(self, optimizers: Sequence[Optimizer]) -> bool:
+        """Whether an optimizer has still to step, or to be looked at, that belongs to this step."""
+        return bool(self.awaiting) or (bool(self.parts) and len(self.parts) < len(optimizers))
+
+    def extend(self, look: Look, optimizer: Optimizer, places: Sequence[int], backwards: int) -> None:
         """Another optimizer's gradients were looked at for the same step; its parameters stand at ``places``."""
         assert self.record.norms is not None
         self.record.norms = _replaced(self.record.norms, look.norms, places)
         if self.post is not None:
             self.post = _replaced(self.post, look.norms, places)
         self.look = Look(self.record.norms, look.grads, look.versions)
+        self.backwards = backwards
         self.parts.append(optimizer)
         self.awaiting.append(optimizer)
 
@@ -74,8 +82,18 @@ def as_scalar(loss: Tensor | float | None, device: torch.device) -> Tensor:
     if loss is None:
         return torch.full((), math.nan, device=device)
     if not isinstance(loss, Tensor):
-        return torch.tensor(float(loss), device=device)
+        return torch.tensor(as_number("loss", loss), device=device)
     if loss.numel() != 1:
         raise ConfigError(f"loss: has shape {list(loss.shape)}; has to be one number")
+    if loss.is_complex():
+        raise ConfigError("loss: is complex; has to be one real number")
     loss = loss.detach() if loss.ndim == 0 else loss.detach().reshape(())
     return loss if loss.device == device else loss.to(device)
+
+
+def as_number(key: str, value: Any) -> float:
+    """What somebody gave as a number, in Python or in a tensor; raises :class:`ConfigError` for anything else."""
+    if not isinstance(value, str | bytes):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):
+            return float(value.detach() if isinstance(value, Tensor) else value)
+    raise ConfigError(f"{key}={type(value).__name__}: has to be one number")

@@ -30,19 +30,33 @@ class Conventions:
 class _Flow:
     """Which call a tensor on its way to an activation comes from; tensors are kept so that their ids stay theirs."""
 
-    sources: dict[int, tuple[Tensor, WatchedLayer, Call]] = field(default_factory=dict)
+    sources: dict[int, tuple[Tensor, int, WatchedLayer, Call]] = field(default_factory=dict)
     entered: dict[int, Call] = field(default_factory=dict)
+
+    def put(self, h: Tensor, layer: WatchedLayer, call: Call) -> None:
+        self.sources[id(h)] = (h, h._version, layer, call)
+
+    def source(self, h: Tensor) -> tuple[WatchedLayer | None, Call | None]:
+        """Where a tensor comes from; nobody knows of one that was changed in place since."""
+        tensor, version, layer, call = self.sources.get(id(h), (None, 0, None, None))
+        return (None, None) if tensor is None or tensor._version != version else (layer, call)
 
 
 class Signals:
     """Hooks on a network, in place during watched steps only; they read, and change nothing.
 
-    ``order`` are the layers in the order of their first calls since :meth:`start`. A forward pass of the network is one
-    micro-batch; where the network itself is never called, :meth:`begin_pass` says when one begins.
+    ``order`` are the layers in the order of their first calls since :meth:`start`, without those that only a checkpoint's
+    recomputation has shown; ``seen`` is whether any layer was called. A forward pass of the network is one
+    micro-batch; where the network itself is never called, :meth:`begin_pass` says when one begins. ``roots`` are the
+    autograd nodes of the outputs of layers' first calls, kept where ``start`` was told to, {} where they tell nothing.
+    A copy of a watched network, or a pickled one, has hooks that belong to an inert twin of this and do nothing.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[WatchedLayer], conventions: Conventions) -> None:
         self.order: list[WatchedLayer] = []
+        self.seen = False
+        self.roots: dict[int, Any] = {}
+        self._keeps_roots = False
         self.finds_passes = True
         self._model = model
         self._layers = {id(layer.module): layer for layer in layers}
@@ -55,14 +69,20 @@ class Signals:
         self._passes: list[Pass] = []
         self._flow = _Flow()
 
+    def __deepcopy__(self, _memo: object) -> Signals:
+        return _inert()
+
+    def __reduce__(self) -> tuple[Callable[[], Signals], tuple[()]]:
+        return _inert, ()
+
     @property
     def active(self) -> bool:
         """Whether hooks are in place."""
         return bool(self._handles)
 
-    def start(self) -> None:
+    def start(self, *, roots: bool = False) -> None:
         """Put hooks in place for the step to come."""
-        self.order, self._passes = [], []
+        self.order, self._passes, self.seen, self._keeps_roots = [], [], False, roots
         if self.finds_passes:
             self._handles.append(self._model.register_forward_pre_hook(self._on_input, with_kwargs=True))
         for layer in self._layers.values():
@@ -77,23 +97,26 @@ class Signals:
         """Take all hooks away, and let go of what they kept."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._passes, self._flow = [], [], _Flow()
+        self._handles, self._passes, self._flow, self.roots = [], [], _Flow(), {}
 
     def pass_by_hand(self) -> None:
         """From now on passes are told by :meth:`begin_pass`: the network itself may not be what is called."""
         self.finds_passes = False
         if self.active:
             self.stop()
-            self.start()
+            self.start(roots=self._keeps_roots)
 
     def begin_pass(self, inputs: object) -> None:
         """A forward pass on ``inputs`` begins: one of the micro-batches of a step, or its only batch."""
         if not self.active:
             return
+        self._next(Pass(readings.batch_size(inputs, self._conventions.batch_dim)))
+
+    def _next(self, begun: Pass) -> None:
         for done in self._passes:
             done.compact()
         self._flow = _Flow()
-        self._passes.append(Pass(readings.batch_size(inputs, self._conventions.batch_dim)))
+        self._passes.append(begun)
 
     def read(self, layers: Sequence[WatchedLayer], hidden: int, scale: Tensor | None) -> dict[str, Tensor]:
         """All quantities that hooks give, [layers] or [hidden]; NaN for a layer that showed none.
@@ -102,9 +125,14 @@ class Signals:
         """
         return readings.combine(self._passes, layers, hidden, self._conventions.reduction, scale)
 
-    def _on_input(self, _module: nn.Module, args: object, kwargs: object) -> None:
-        if _looking():
-            self.begin_pass((args, kwargs))
+    def _on_input(self, module: nn.Module, args: object, kwargs: object) -> None:
+        if module is not self._model or not _looking():
+            return
+        samples = readings.batch_size((args, kwargs), self._conventions.batch_dim)
+        current = self._passes[-1] if self._passes else None
+        if current is None or current.samples != samples or current.has_gradients:
+            self._next(Pass(samples))
+        # Else as many samples as before, and no backward pass since: one batch, seen twice (siamese networks).
 
     def _on_layer(self, module: nn.Module, _args: object, output: object) -> None:
         if not _looking():
@@ -112,29 +140,42 @@ class Signals:
         h = readings.first_tensor(output)
         if h is None or not (h.is_floating_point() or h.is_complex()):
             return
-        layer = self._layers[id(module)]
+        layer = self._layers.get(id(module))
+        if layer is None:
+            return
         if not self._passes:
-            self._passes.append(Pass(None))
+            self._next(Pass(None, implied=True))
         current = self._passes[-1]
+        going_back = torch._C._current_graph_task_id() != -1
+        if current.implied and id(layer) in current.calls and not going_back and current.has_gradients:
+            # A container that is never called itself: calls after a backward pass are the next micro-batch.
+            current = Pass(None, implied=True)
+            self._next(current)
         dim = self._conventions.batch_dim
         samples = 1 if h.ndim < 2 else h.shape[min(dim, h.ndim - 1)] if current.samples is None else current.samples
         call = Call(samples)
         current.calls.setdefault(id(layer), []).append(call)
-        if layer not in self.order:
+        self.seen = True
+        if going_back and layer not in self.order:
+            # Recomputed: topmost first, and in a graph of its own, which does not show what it hangs on.
+            self._keeps_roots, self.roots = False, {}
+        elif layer not in self.order:
             self.order.append(layer)
+            if self._keeps_roots and h.grad_fn is not None:
+                self.roots[id(layer)] = h.grad_fn
         if samples > 1 and h.ndim > max(dim, 1) and h.shape[dim] == samples and not h.is_complex():
             call.correlation = q.correlation(h.detach().movedim(dim, 0))
         if h.requires_grad:
             # A tensor's hook and not retain_grad: an activation in place may follow, and what is wanted is h's own.
             h.register_hook(_keep_gradient(call))  # type: ignore[no-untyped-call]
-        self._flow.sources[id(h)] = (h, layer, call)
+        self._flow.put(h, layer, call)
 
     def _on_carrier(self, _module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if not _looking() or not args or not isinstance(output, Tensor):
             return
-        source = self._flow.sources.get(id(args[0]))
-        if source is not None:
-            self._flow.sources[id(output)] = (output, *source[1:])
+        layer, call = self._flow.source(args[0])
+        if layer is not None and call is not None:
+            self._flow.put(output, layer, call)
 
     def _on_phi_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Slopes are taken before the activation runs: in place, it would overwrite its input."""
@@ -163,8 +204,12 @@ class Signals:
         if given is not None:
             calls = self._passes[-1].calls.get(id(given)) if self._passes else None
             return given, calls[-1] if calls else None
-        _, layer, call = self._flow.sources.get(id(h), (None, None, None))
-        return layer, call
+        return self._flow.source(h)
+
+
+def _inert() -> Signals:
+    """What the hooks of a copied network are bound to: it knows no layer."""
+    return Signals(nn.Module(), (), Conventions())
 
 
 def _looking() -> bool:

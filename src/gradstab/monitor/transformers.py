@@ -41,6 +41,13 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
         self._loss: Tensor | None = None
         self._logged: float | None = None
 
+    def __deepcopy__(self, _memo: object) -> GradstabCallback:
+        # Of a network that is copied, whose hooks are bound to this: what they then find is nobody's.
+        return _again(type(self), self._attached.directory, self._attached.arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self._attached.directory, self._attached.arguments)
+
     @property
     def monitor(self) -> Monitor | None:
         """The monitor of the run at hand, or of the last one; None before any."""
@@ -129,6 +136,11 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
         if self._attached.monitor is not None:
             self._attached.monitor.look()
             self._looked = True
+
+
+def _again(kind: type[GradstabCallback], directory: Any, arguments: dict[str, Any]) -> GradstabCallback:
+    """A callback like another, before any training."""
+    return kind(directory, **arguments)
 
 
 def _inside(optimizer: Any) -> tuple[Optimizer, Any]:

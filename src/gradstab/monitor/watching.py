@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from gradstab.errors import ConfigError
 from gradstab.monitor.book import make_directory
 from gradstab.monitor.gradients import check_scaler
 from gradstab.monitor.layers import find_layers, unwrapped
-from gradstab.monitor.monitor import Monitor, Settings
+from gradstab.monitor.monitor import Monitor
+from gradstab.monitor.rows import as_number
+from gradstab.monitor.settings import Settings
 from gradstab.monitor.signals import Conventions
 
 
@@ -57,10 +60,17 @@ def watch(
     if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
         raise ConfigError(f"batch_dim={batch_dim!r}: has to be an integer of at least 0")
     check_scaler(scaler)
-    kinds = tuple(activations)
-    if not all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in kinds):
-        raise ConfigError(f"activations={kinds!r}: have to be classes of nn.Module")
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    kinds = tuple(activations) if isinstance(activations, Iterable) else (activations,)
+    if isinstance(activations, type) or not all(isinstance(k, type) and issubclass(k, nn.Module) for k in kinds):
+        raise ConfigError(f"activations={activations!r}: have to be classes of nn.Module, in a sequence")
+    if thresholds is not None and not isinstance(thresholds, Thresholds):
+        raise ConfigError(f"thresholds={type(thresholds).__name__}: has to be verdict_options.Thresholds, or None")
+    if chance_loss is not None:
+        chance_loss = as_number("chance_loss", chance_loss)
+        if not 0 < chance_loss < math.inf:
+            raise ConfigError(f"chance_loss={chance_loss}: has to be a finite number above 0, or None")
+    given: Any = () if optimizer is None else optimizer
+    optimizers = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     for one in optimizers:
         if not isinstance(one, Optimizer):
             raise ConfigError(f"optimizer={type(one).__name__}: has to be a torch.optim.Optimizer, or several")

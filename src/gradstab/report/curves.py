@@ -16,8 +16,7 @@ from gradstab.report.digest import Curve, Digest
 
 def _line(axes: Axes, data: Curve, colour: str, dash: str = "-") -> Line2D:
     """A curve's line and, where it is thinned out, the band that its values lay in."""
-    few = len(data.steps) <= 40
-    (line,) = axes.plot(data.steps, data.middle, dash, color=colour, marker="o" if few else "", markersize=3)
+    line = style.line(axes, data.steps, data.middle, dash, dots=len(data.steps) <= 40, color=colour)
     if data.thinned:
         axes.fill_between(data.steps, data.low, data.high, color=colour, alpha=0.28, linewidth=0.6)
     style.mark(axes, data.broken, top=True)
@@ -97,7 +96,7 @@ def clipping(data: Digest, height: float = 3.1) -> Figure | None:
         parts[0].set_ylabel("‖∂L/∂θ‖")
         if data.clipped is not None:
             share = data.clipped
-            (line,) = parts[1].plot(share.steps, 100 * share.middle, color=style.RED, drawstyle="steps-mid")
+            line = style.line(parts[1], share.steps, 100 * share.middle, color=style.RED, drawstyle="steps-mid")
             parts[1].fill_between(share.steps, 100 * share.middle, color=style.RED, alpha=0.15, step="mid", linewidth=0)
             handles.append(line)
             labels.append("share clipped")

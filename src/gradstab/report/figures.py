@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -94,14 +95,14 @@ NAMES = {
 def _step_lines(axes: Axes, data: Profiles, log: bool) -> list[Line2D]:
     """One line per step, first to last in the colours of a sequence; gaps where a value has no place."""
     lines = []
-    marker = "o" if len(data.layers) <= 60 else ""
     for i, values in enumerate(data.values):
         shown = np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
         colour = style.SEQUENCE[_spread(i, len(data.steps))]
         dash = DASHES[(i // len(style.SEQUENCE)) % len(DASHES)]
         # Lines that lie on one another stay visible: the earlier, the wider.
         width = 1.3 + 1.8 * (len(data.steps) - 1 - i) / max(len(data.steps) - 1, 1)
-        lines += axes.plot(range(len(values)), shown, dash, color=colour, marker=marker, markersize=3, linewidth=width)
+        dots = len(data.layers) <= 60
+        lines.append(style.line(axes, range(len(values)), shown, dash, dots=dots, color=colour, linewidth=width))
         style.mark(axes, np.flatnonzero(~np.isfinite(values)), top=True)
         if log:
             style.mark(axes, np.flatnonzero(values == 0), top=False)
@@ -141,7 +142,9 @@ def depth_profile(data: Profiles, theory: Sequence[float] = (), height: float = 
         (axes,) = style.place(fig, legend_rows=rows)
         handles += _step_lines(axes, data, log=True)
         if theory:
-            handles += axes.plot(range(len(theory)), np.asarray(theory), "--", color=style.INK, linewidth=1.3, zorder=5)
+            expected = np.asarray(theory, np.float64)
+            dashed: dict[str, Any] = {"color": style.INK, "linewidth": 1.3, "zorder": 5}
+            handles.append(style.line(axes, range(len(theory)), expected, "--", **dashed))
             labels.append("theory, step 0")
         found = log_range(data.values, np.asarray(theory, np.float64))
         style.log_axis(axes.yaxis, *(found or (-1.0, 1.0)))

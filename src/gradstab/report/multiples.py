@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from gradstab.report import style
+from gradstab.report import style, table
 from gradstab.report.digest import Curve, Digest, Profiles
 from gradstab.report.figures import COLOURS, NAMES, draw_heatmap, limits_of, log_range
 
@@ -82,8 +82,7 @@ def sheets(digests: Sequence[Digest], captions: Sequence[str]) -> Iterator[Figur
             for i, data in enumerate(chosen):
                 left, bottom = (i % columns) / columns, 1 - ((i // columns) + 1) * cell / height
                 _fill(_three(fig, (left, bottom, 1 / columns, HEIGHT / height)), data, shared)
-                caption = captions[start + i]
-                text = caption if len(caption) <= 52 else caption[:51] + "…"
+                text = table.shortened(captions[start + i], 52)
                 fig.text(left + 0.16 / columns, bottom + (HEIGHT + 0.08) / height, text, weight="bold", va="bottom")
             bar = fig.add_axes((0.16 / columns, 0.36 / height, 0.8 / columns, 0.12 / height))
             _bar(fig, bar, shared)
@@ -160,11 +159,11 @@ def _depth(axes: Axes, profile: Profiles, theory: Sequence[float], shared: Scale
     ends = [(0, style.SEQUENCE[0])] + ([(-1, style.SEQUENCE[-1])] if len(profile.steps) > 1 else [])
     for (row, colour), width in zip(ends, (2.2, 1.1), strict=False):
         values = profile.values[row]
-        axes.plot(range(len(values)), _log10(values), color=colour, linewidth=width)
+        style.line(axes, range(len(values)), _log10(values), color=colour, linewidth=width)
         style.mark(axes, np.flatnonzero(~np.isfinite(values)), top=True)
         style.mark(axes, np.flatnonzero(values == 0), top=False)
     if theory:
-        axes.plot(range(len(theory)), _log10(np.array(theory)), "--", color=style.INK, linewidth=0.9)
+        style.line(axes, range(len(theory)), _log10(np.array(theory)), "--", color=style.INK, linewidth=0.9)
     _decades(axes, shared.depth)
     last = len(profile.layers) - 1
     axes.set_xlim(-0.05 * last - 0.1, 1.05 * last + 0.1)
@@ -172,7 +171,7 @@ def _depth(axes: Axes, profile: Profiles, theory: Sequence[float], shared: Scale
 
 
 def _loss(axes: Axes, curve: Curve, shared: Scales) -> None:
-    axes.plot(curve.steps, _log10(curve.middle), color=style.BLUE)
+    style.line(axes, curve.steps, _log10(curve.middle), color=style.BLUE)
     if curve.thinned:
         low, high = _log10(curve.low), _log10(curve.high)
         axes.fill_between(curve.steps, low, high, color=style.BLUE, alpha=0.28, linewidth=0.4)

@@ -121,7 +121,7 @@ def render(title: str, sections: Sequence[Section], keys: Sequence[str], colour_
     folder = resources.files("gradstab.report") / "templates"
     text = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_final, trim_blocks=True)
-    environment.filters |= {"n": table.number, "spans": table.spans}
+    environment.filters |= {"n": table.number, "spans": table.spans, "shortened": table.shortened}
     return environment.from_string(text["page.html"]).render(
         title=title,
         version=__version__,

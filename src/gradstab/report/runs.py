@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from gradstab.measure.verdict import Verdict
 from gradstab.run_directory import CONFIG_FILE, RUN_FILE
 
 EVENT_FILES = "events.out.tfevents."
-WHOLE_RUN = ("train", "test", "global_grad_norm", "clip", "depth_factor", "depth_factor_r2")
 
 
 @dataclass
@@ -77,7 +76,7 @@ def load(directory: Path, name: str) -> Run:
     """Read one run; nothing in it can make this fail."""
     run = Run(directory, name)
     run.record = _read_record(directory, run.notes)
-    run.settings = _read_settings(directory, run.notes)
+    run.settings = _read_settings(directory, run.notes, expected="watched" not in run.record)
     run.records = _read_events(directory, run.notes)
     run.layers = _layers(run)
     _note_what_is_missing(run)
@@ -100,7 +99,7 @@ def _read_record(directory: Path, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_settings(directory: Path, notes: list[str]) -> dict[str, Any]:
+def _read_settings(directory: Path, notes: list[str], *, expected: bool) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         text = (directory / CONFIG_FILE).read_text(encoding="utf-8")
@@ -109,7 +108,9 @@ def _read_settings(directory: Path, notes: list[str]) -> dict[str, Any]:
             raise ValueError
         container = yaml.load(text, Loader=loader)
     except FileNotFoundError:
-        notes.append(f"no {CONFIG_FILE}")
+        # Somebody's own loop that was watched has no configuration.
+        if expected:
+            notes.append(f"no {CONFIG_FILE}")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         notes.append(f"{CONFIG_FILE} cannot be read ({type(error).__name__})")
     else:
@@ -122,6 +123,8 @@ def _read_settings(directory: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return ",".join(printable(_plain(item)) for item in value) or "none"
     return value if isinstance(value, bool | int | float) else printable(value)
 
 
@@ -202,20 +205,42 @@ def _verdict(run: Run) -> Verdict | None:
 
 
 def _judged(run: Run) -> Verdict:
-    """The verdict that the run's own thresholds give on its records."""
-    from gradstab.config.verdict_options import Thresholds
+    """The verdict that the run would have given itself, on as many records as there are."""
     from gradstab.measure.diagnosis import judge_records
 
-    # The scalars that repeat a vector layer by layer have nothing to add.
-    scalars = {tag: series for tag, series in run.records.scalars.items() if tag.partition("/")[0] in WHOLE_RUN}
-    hidden = run.number("hidden_layers")
-    known = {
-        "layers": run.layers,
-        "hidden_layers": run.hidden if hidden is None else int(hidden),
-        "theory": {"depth_factor": run.theory.get("depth_factor"), "reason": run.theory.get("reason")},
+    recorded = run.records.layers
+    layers = recorded if len(recorded) >= len(run.layers) else run.layers
+    records = Records(run.records.scalars, run.records.vectors, layers)
+    return judge_records(records, run.record | _mended(run, layers))
+
+
+def _mended(run: Run, layers: Sequence[str]) -> dict[str, Any]:
+    """What stands in for entries of run.json that the judge reads: the same where they make sense, else none."""
+    from gradstab.config.verdict_options import Thresholds
+
+    theory = run.record.get("theory")
+    theory = dict(theory) if isinstance(theory, Mapping) else {}
+    for key in ("depth_factor", "signal_share"):
+        value = as_number(theory.pop(key, None))
+        if value is not None:
+            theory[key] = value
+    hidden = run.record.get("hidden_layers")
+    whole = isinstance(hidden, int) and 0 <= hidden <= len(layers)
+    depth = run.record.get("depth_layers")
+    known = isinstance(depth, list) and all(tag in layers for tag in depth)
+    own = run.record.get("thresholds")
+    if not isinstance(own, Mapping):
+        own = {name: run.settings.get(f"verdict.{name}") for name in Thresholds.__dataclass_fields__}
+    thresholds: dict[str, Any] = {
+        name: value if isinstance(value, int | float) else as_number(value)
+        for name, value in own.items()
+        if name in Thresholds.__dataclass_fields__ and as_number(value) is not None
+    }
+    return {
+        "hidden_layers": hidden if whole else run.hidden,
+        "depth_layers": depth if known else None,
         "chance_loss": run.number("chance_loss"),
         "adaptive_optimizer": run.record.get("adaptive_optimizer") is True,
+        "thresholds": thresholds,
+        "theory": theory,
     }
-    settings = {name: run.settings.get(f"verdict.{name}") for name in Thresholds.__dataclass_fields__}
-    chosen: dict[str, Any] = {name: value for name, value in settings.items() if isinstance(value, int | float)}
-    return judge_records(Records(scalars, run.records.vectors, run.layers), known, Thresholds(**chosen))

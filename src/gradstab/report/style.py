@@ -16,6 +16,7 @@ from html import escape
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -152,6 +153,21 @@ def log_axis(axis: Any, low: float, high: float, ticks: int = 5) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: power(_log10(value))))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
+
+
+def line(
+    axes: Axes, x: Sequence[float] | NDArray[Any], y: NDArray[Any], dash: str = "-", *, dots: bool = False, **look: Any
+) -> Line2D:
+    """A line with gaps where a value is not finite; with a dot at every point, or else at those between two gaps.
+
+    Such a point has no neighbour to be joined to, so that without a dot nothing would be seen of it.
+    """
+    finite = np.pad(np.isfinite(y), 1)
+    alone = np.flatnonzero(finite[1:-1] & ~finite[:-2] & ~finite[2:])
+    if dots or len(alone):
+        look |= {"marker": "o", "markersize": 3, "markevery": None if dots else alone.tolist()}
+    (drawn,) = axes.plot(x, y, dash, **look)
+    return drawn
 
 
 def mark(axes: Axes, at: Sequence[float] | NDArray[Any], *, top: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,11 @@ class Row:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The dotted keys whose values are not the same in all runs, in the order of the configuration."""
+    """The dotted keys whose values are not the same in all runs, in the order of the configuration.
+
+    Runs without settings, whose configuration cannot be read, have no say.
+    """
+    settings = [one for one in settings if one]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     missing = object()
     return [key for key in keys if len({repr(one.get(key, missing)) for one in settings}) > 1]
@@ -108,10 +113,39 @@ def facts(run: Run) -> list[tuple[str, str]]:
         if key == "depth_factor" and r2 is not None:
             text += f" per layer (R² {r2:.2f})"
         found.append((name, text))
-    found += [(key, printable(run.record[key])) for key in ("device", "seed") if key in run.record]
+    found += [(key, printable(run.record[key])) for key in ("device", "seed") if run.record.get(key) is not None]
     if "started" in run.record:
         found.append(("started", printable(run.record["started"]).replace("T", " ", 1).replace("+00:00", " UTC")))
     return found
+
+
+def shortened(caption: str, width: int = 60) -> str:
+    """A caption of ``key=value`` pairs, or a name, in at most ``width`` characters.
+
+    Groups of keys go first, where the keys stay apart without them; then the middle of long values, then whole pairs
+    from the end. Of a name, the middle goes.
+    """
+    pairs = [pair.partition("=") for pair in caption.split(", ")]
+    if len(caption) <= width or not all(equals for _, equals, _ in pairs):
+        return _without_middle(caption, width)
+    last = Counter(key.rpartition(".")[2] for key, _, _ in pairs)
+    keys = [tail if last[tail := key.rpartition(".")[2]] == 1 else key for key, _, _ in pairs]
+    for longest in (width, 24, 12):
+        parts = [f"{key}={_without_middle(value, longest)}" for key, (_, _, value) in zip(keys, pairs, strict=True)]
+        if len(", ".join(parts)) <= width:
+            return ", ".join(parts)
+    for kept in range(len(parts) - 1, 0, -1):
+        text = ", ".join([*parts[:kept], f"… {len(parts) - kept} more"])
+        if len(text) <= width:
+            return text
+    return _without_middle(caption, width)
+
+
+def _without_middle(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 def headline(run: Run) -> str:

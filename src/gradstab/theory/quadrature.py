@@ -16,6 +16,7 @@ import numpy as np
 from gradstab.theory.activations import Array, Function, normal_cdf
 
 _ROWS = 1024  # as many values of q are integrated at once: 2 MB for each temporary
+_RAYS = 128  # as many pieces of rays at once: temporaries that stay in a core's cache
 
 
 def _half_line(n: int) -> tuple[Array, Array]:
@@ -124,7 +125,8 @@ def pair_expectation(
     scale = np.sqrt(q)
     sine = np.sqrt(max(0.0, 1 - correlation**2))
     tilt = np.arctan2(sine, correlation)  # y = √q r cos(θ - tilt)
-    cuts = [abs(kink) / scale for kink in kinks if kink]
+    # A kink and its mirror image split the same rays at the same places.
+    cuts = [kink / scale for kink in sorted({abs(kink) for kink in kinks} - {0.0})]
     rays = [np.pi / 2, -np.pi / 2, tilt + np.pi / 2, tilt - np.pi / 2]
     if cuts:
         rays += [tilt / 2 + k * np.pi / 2 for k in range(4)]
@@ -139,10 +141,16 @@ def pair_expectation(
         splits = [law.inverse(np.minimum(cut / np.abs(along), 1e9)) for cut in cuts for along in (along_x, along_y)]
     edges = np.sort(np.clip(np.concatenate([np.zeros_like(along_x), *splits], axis=1), 0, law.top), axis=1)
     lengths = np.diff(edges, append=law.top)
-    v = (edges[:, :, None] + lengths[:, :, None] * _RADIUS).reshape(angle.size, -1)
-    weight = (lengths[:, :, None] * _RADIUS_WEIGHTS).reshape(angle.size, -1) * law.density(v) * angle_weight[:, None]
-    radius = scale * law.radius(v)
-    return np.asarray((f(radius * along_x, radius * along_y) * weight).sum(axis=(-2, -1)))
+    rows, pieces = np.nonzero(lengths)
+    total: Array | float = 0.0
+    for start in range(0, rows.size, _RAYS):
+        ray, piece = rows[start : start + _RAYS], pieces[start : start + _RAYS]
+        length = lengths[ray, piece][:, None]
+        v = edges[ray, piece][:, None] + length * _RADIUS
+        weight = length * angle_weight[ray, None] * _RADIUS_WEIGHTS * law.density(v)
+        radius = scale * law.radius(v)
+        total = total + np.einsum("...ij,ij", f(radius * along_x[ray], radius * along_y[ray]), weight)
+    return np.asarray(total)
 
 
 def _leaving(cuts: list[float], law: RadialLaw) -> list[float]:
