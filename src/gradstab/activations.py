@@ -74,7 +74,8 @@ def build_activation(name: str, **knobs: float) -> nn.Module:
 def derivative(activation: nn.Module, h: Tensor) -> Tensor:
     """φ'(h), elementwise, in the shape and dtype of ``h`` and detached from any graph.
 
-    It is the slope that the backward pass multiplies by, so a kink has the value PyTorch gives it (0 for ReLU at 0).
+    It is the slope that the backward pass multiplies by, so a kink has the value PyTorch gives it (0 for ReLU at 0);
+    NaN where h is NaN, although PyTorch has a slope for that too.
     Pure: no hook runs, no parameter's ``.grad`` moves, and ``torch.no_grad`` around it makes no difference.
     """
     with torch.enable_grad():
@@ -83,7 +84,7 @@ def derivative(activation: nn.Module, h: Tensor) -> Tensor:
         total = activation.forward(h).sum()
     # Of a sum, and not by torch.func.vjp or with grad_outputs: those import torch's compiler or sympy.
     (slope,) = torch.autograd.grad(total, h)
-    return slope
+    return slope.masked_fill(h.isnan(), torch.nan)
 
 
 def max_slope(activation: nn.Module) -> float | None:

@@ -117,3 +117,11 @@ def test_prelu_slope_is_learnt_and_each_module_has_its_own() -> None:
 def test_scaled_tanh_maps_one_to_one() -> None:
     ones = torch.tensor([-1.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(build_activation("scaled_tanh")(ones), ones, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "gelu"])
+def test_the_slope_at_nan_is_nan(name: str) -> None:
+    h = torch.tensor([math.nan, 1.0])
+    slope = derivative(build_activation(name), h)
+    assert math.isnan(slope[0].item())
+    assert not math.isnan(slope[1].item())

@@ -163,3 +163,9 @@ def test_correlation_at_its_ends() -> None:
     assert q.correlation(torch.eye(4)).item() == pytest.approx(0.0)
     assert math.isnan(q.correlation(torch.zeros(3, 3)).item())
     assert math.isnan(q.correlation(torch.full((3, 3), math.inf)).item())
+
+
+def test_nobody_knows_how_saturated_a_broken_layer_is() -> None:
+    slope = torch.tensor([[0.01, 1.0], [math.nan, 0.02]])
+    assert math.isnan(q.saturated_fraction(slope, 1.0).item())
+    assert q.saturated_fraction(slope[:1], 1.0).item() == 0.5

@@ -60,9 +60,9 @@ def activation_std(a: Tensor) -> Tensor:
 def saturated_fraction(slope: Tensor, max_slope: float) -> Tensor:
     """The share of (sample, unit) pairs where |φ'(h)| is below 5 % of its maximum; 0-d, in [0, 1].
 
-    ``slope`` is φ'(h), of h's shape. Meant for bounded activations, the only ones that saturate.
+    ``slope`` is φ'(h), of h's shape. Meant for bounded activations, the only ones that saturate. NaN if any slope is.
     """
-    return (slope.abs() < 0.05 * max_slope).float().mean()
+    return (slope.abs() < 0.05 * max_slope).float().mean().masked_fill(slope.isnan().any(), math.nan)
 
 
 def dead_fraction(slope: Tensor) -> Tensor:
