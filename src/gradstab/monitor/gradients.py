@@ -73,10 +73,13 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         """Where these parameters stand in ``parameters``; those of other networks are left out."""
         return [self._index[id(p)] for p in parameters if id(p) in self._index]
 
-    def take(self, positions: Sequence[int] | None = None) -> Tensor:
-        """The norm of each gradient as it is, [P]; 0 where there is none, or where ``positions`` leave it out."""
+    def take(self, positions: Sequence[int] | None = None, grads: list[Any] | None = None) -> Tensor:
+        """The norm of each gradient as it is, [P]; 0 where there is none, or where ``positions`` leave it out.
+
+        ``grads`` are those of all parameters, if somebody has gathered them already.
+        """
         chosen = range(len(self.parameters)) if positions is None else positions
-        grads: list[Any] = list(map(_GRAD, self.parameters))
+        grads = list(map(_GRAD, self.parameters)) if grads is None else grads
         if positions is not None:
             grads = [grads[i] for i in positions]
         if self._uniform and positions is None:

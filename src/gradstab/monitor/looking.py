@@ -50,7 +50,8 @@ class Looker:
     def look(self, optimizer: Optimizer | None = None) -> Look:
         """Look at the gradients of one optimizer's parameters, or of all; norms of all others are 0."""
         places = None if optimizer is None else self.positions(optimizer)
-        norms = self.norms.take(None if places is None or len(places) == len(self.norms.parameters) else places)
+        grads = list(map(_GRAD, self.norms.parameters))
+        norms = self.norms.take(None if places is None or len(places) == len(self.norms.parameters) else places, grads)
         optimizers = self._optimizers if optimizer is None else [optimizer]
         if self._scaler is not None:
             unscaled = [id(o) for o in optimizers if gradients.is_unscaled(self._scaler, o)]
@@ -58,7 +59,6 @@ class Looker:
             norms = norms if divisor is None else norms / divisor
         if not self._optimizers:
             return Look(norms, [], [])
-        grads = list(map(_GRAD, self.norms.parameters))
         return Look(norms, grads, _versions(grads))
 
     def changed(self, look: Look, optimizer: Optimizer) -> bool:

@@ -45,8 +45,8 @@ class _Flow:
 class Signals:
     """Hooks on a network, in place during watched steps only; they read, and change nothing.
 
-    ``order`` are the layers in the order of their first calls since :meth:`start`, without those that only a checkpoint's
-    recomputation has shown; ``seen`` is whether any layer was called. A forward pass of the network is one
+    ``order`` are the layers in the order of their first calls since :meth:`start`, without those that only a
+    checkpoint's recomputation has shown; ``seen`` is whether any layer was called. A forward pass of the network is one
     micro-batch; where the network itself is never called, :meth:`begin_pass` says when one begins. ``roots`` are the
     autograd nodes of the outputs of layers' first calls, kept where ``start`` was told to, {} where they tell nothing.
     A copy of a watched network, or a pickled one, has hooks that belong to an inert twin of this and do nothing.

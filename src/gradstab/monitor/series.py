@@ -1,0 +1,78 @@
+"""Which watched layers stand in series, as a line over depth supposes; branches, heads and other networks do not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+from gradstab.monitor.layers import WatchedLayer
+
+
+def in_series(
+    layers: Sequence[WatchedLayer],
+    chosen: Collection[int],
+    roots: Mapping[int, Any],
+    optimizers: Sequence[Optimizer],
+) -> list[int]:
+    """The longest chain of the ``chosen`` positions of ``layers`` in which each layer's output feeds the next.
+
+    ``layers`` are in the order of their calls; ``roots`` has the autograd node of the output of each, by id, where it
+    has one. A chain stays with the layers of one optimizer: a discriminator stands above its generator, but what it
+    learns is not the same loss.
+    """
+    above = _ancestors(layers, roots)
+    owner = {id(p): i for i, o in enumerate(optimizers) for group in o.param_groups for p in group["params"]}
+    # A frozen layer, None, is no optimizer's and goes with any.
+    owners = [
+        owner.get(id(layer.parameters[0]), -1) if any(p.requires_grad for p in layer.parameters) else None
+        for layer in layers
+    ]
+    chains: dict[int, list[int]] = {}
+    for i in sorted(chosen):
+        if id(layers[i]) in roots:
+            fitting = [j for j in chains if None in (owners[i], owners[j]) or owners[i] == owners[j]]
+            below = (chains[j] for j in fitting if above[i] >> j & 1)
+            chains[i] = [*max(below, key=len, default=[]), i]
+            if owners[i] is None and len(chains[i]) > 1:
+                owners[i] = owners[chains[i][-2]]
+    return max(chains.values(), key=len, default=[])
+
+
+def in_order(layers: Sequence[WatchedLayer], met: Sequence[WatchedLayer]) -> list[WatchedLayer]:
+    """The layers as they were ``met``; one that was not called as a module stays behind the one it is defined after."""
+    place = {id(layer): position for position, layer in enumerate(met)}
+    places: list[tuple[int, int]] = []
+    for index, layer in enumerate(layers):
+        before = places[-1][0] if places else -1
+        places.append((place.get(id(layer), before), index))
+    return [layers[index] for _, index in sorted(places)]
+
+
+def _ancestors(layers: Sequence[WatchedLayer], roots: Mapping[int, Any]) -> list[int]:
+    """For each layer the set, as bits, of the layers that its output was computed from, its own included."""
+    users = Counter(id(p) for layer in layers for p in layer.parameters)
+    # An activation in place can hide an output's node, but not that of a weight which no other layer has.
+    weights = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters if users[id(p)] == 1}
+    outputs = {roots[id(layer)]: i for i, layer in enumerate(layers) if id(layer) in roots}
+    found: dict[Any, int] = {}
+    for root in outputs:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            parents = [parent for parent, _ in node.next_functions if parent is not None]
+            unknown = [parent for parent in parents if parent not in found] if node not in found else []
+            if unknown:
+                stack += unknown
+                continue
+            stack.pop()
+            if node not in found:
+                bits = 1 << outputs[node] if node in outputs else 0
+                variable = getattr(node, "variable", None)
+                bits |= 1 << weights[id(variable)] if id(variable) in weights else 0
+                for parent in parents:
+                    bits |= found[parent]
+                found[node] = bits
+    return [found[roots[id(layer)]] if id(layer) in roots else 0 for layer in layers]

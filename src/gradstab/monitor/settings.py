@@ -1,0 +1,40 @@
+"""What a monitor is told about the loop it watches, and the lines in which it says what it cannot see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradstab.config.verdict_options import Thresholds
+from gradstab.monitor.signals import Conventions
+
+COMPILED = (
+    "the network is compiled, and hooks inside it would not run: of its layers, only gradient norms, weight norms and "
+    "update ratios are measured"
+)
+UNSEEN = (
+    "no layer's forward pass was seen, as if the network were compiled or another one: of its layers, only gradient "
+    "norms, weight norms and update ratios are measured"
+)
+NO_GRADIENT = (
+    "all gradients are missing or 0 at step {step}: step(loss) belongs after backward() and before zero_grad()"
+)
+NOT_IN_SERIES = (
+    "not all layers stand in series (branches, heads, several networks or optimizers): the gradient over depth is "
+    "taken along the longest chain, {count} of {whole} layers"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a monitor is told about the loop it watches; :func:`gradstab.watch` explains each."""
+
+    every: int | None = 50
+    scaler: Any = None
+    conventions: Conventions = field(default_factory=Conventions)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    chance_loss: float | None = None
+
+    def measures(self, step: int) -> bool:
+        """Whether all quantities are taken at this step, and not norms alone."""
+        return self.every is not None and step % self.every == 0
