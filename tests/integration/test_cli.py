@@ -307,6 +307,13 @@ def test_completion_of_commands_groups_options_and_dotted_keys(tmp_path: Path) -
     assert {"clip.max_norm="} <= _completions("gradstab train clip=norm clip.", tmp_path)
 
 
+@pytest.mark.parametrize("value", ["vanishing,exploding", '"vanishing,exploding"', "[vanishing,exploding]"])
+def test_several_kinds_to_stop_on_are_no_sweep(here: Here, value: str) -> None:
+    done = here("train", "steps=1", "model.depth=1", "device=cpu", "quiet=true", f"stop_on={value}", "out_dir=run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "stop_on:\n- vanishing\n- exploding\n" in Path("run/config.yaml").read_text(encoding="utf-8")
+
+
 def test_completion_of_kinds_and_of_what_probe_has_to_itself(tmp_path: Path) -> None:
     assert _completions("gradstab probe --", tmp_path) == {"--json"}
     assert _completions("gradstab probe probe.", tmp_path) == {"probe.seeds=", "probe.jacobian=", "probe.samples="}

@@ -163,6 +163,14 @@ def test_a_list_of_widths_gives_the_depth(configure: Compose) -> None:
     assert configure("model.width=[64,32,16]").model.knobs["depth"] == 3
 
 
+@pytest.mark.parametrize(
+    "value", ['"vanishing,exploding"', "'vanishing, exploding'", "[vanishing,exploding]", '["vanishing,exploding"]']
+)
+def test_kinds_to_stop_on_in_every_spelling(configure: Compose, value: str) -> None:
+    assert configure(f"stop_on={value}").stop_on == ("vanishing", "exploding")
+    assert configure("stop_on=saturated").stop_on == ("saturated",)
+
+
 def test_small_data_sets_become_full_batches(configure: Compose) -> None:
     config = configure("data=line")
     assert (config.batch_size, config.batch, config.loss.name) == ("full", 4, "mse")

@@ -118,9 +118,9 @@ def pair_expectation(
 ) -> Array:
     """E f(x, y) for x, y of variance q and the given correlation, by ``law``.
 
-    f may return several integrands, stacked in front: shape (..., angles, radii) in, (...) out. In polar
-    coordinates a kink at 0 is a ray, so the angles are split there; a kink elsewhere splits each ray's radius, and
-    the angles also where two of those splits meet or leave the domain.
+    f may return several integrands, stacked in front: shape (rays, radii) in, (..., rays, radii) out, for some pieces
+    of rays at a time. In polar coordinates a kink at 0 is a ray, so the angles are split there; a kink elsewhere
+    splits each ray's radius, and the angles also where two of those splits meet or leave the domain.
     """
     scale = np.sqrt(q)
     sine = np.sqrt(max(0.0, 1 - correlation**2))

@@ -80,6 +80,24 @@ def test_pairs_split_at_kinks_away_from_zero(q: float) -> None:
     assert both == pytest.approx(erf(1 / np.sqrt(2 * q)) ** 2, rel=1e-9)
 
 
+def test_a_kink_and_its_mirror_image_split_once() -> None:
+    """Work is what makes a prediction slow: the points at which φ is evaluated, and how many at once."""
+
+    def evaluated(kinks: tuple[float, ...]) -> list[int]:
+        sizes: list[int] = []
+
+        def one(x: Array, _y: Array) -> Array:
+            sizes.append(x.size)
+            return np.ones_like(x)
+
+        assert pair_expectation(one, -1 / 31, 1.0, kinks, sphere(31)) == pytest.approx(1, rel=1e-10)
+        return sizes
+
+    assert evaluated((-1.0, 1.0)) == evaluated((1.0,))
+    assert sum(evaluated((-1.0, 1.0))) < 500_000
+    assert max(evaluated((-1.0, 1.0))) < 20_000
+
+
 @pytest.mark.parametrize("samples", [4, 5, 8, 32, 512, 4096])
 def test_coordinates_on_the_sphere_have_their_moments(samples: int) -> None:
     # Σx = 0 and Σx² = B make E xx' = -1/(B-1), and E x⁴ = 3(B-1)/(B+1).

@@ -1,0 +1,89 @@
+"""A network's first step, measured on several draws of its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from gradstab import reproducibility
+from gradstab.assembly import build
+from gradstab.config import Config
+from gradstab.config.probe_options import ProbeKnobs
+from gradstab.data import Dataset, batches
+from gradstab.events import Vector
+from gradstab.examination import correlations_of
+from gradstab.jacobians import Jacobians, jacobians
+from gradstab.losses import chance_loss
+from gradstab.training import Parts
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What several draws of one network showed; ``correlations`` are LeNet-5's, the mean over draws."""
+
+    tags: list[str]
+    hidden: int
+    chance_loss: float
+    steps: list[Step]
+    correlations: tuple[float, float] | None
+    jacobian: Jacobians | None
+
+
+def draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> Draws:
+    """Draw the network ``knobs.seeds`` times, from ``config.seed`` on; singular values are those of the first draw."""
+    steps: list[Step] = []
+    correlations: list[tuple[float, float]] = []
+    jacobian = None
+    for i in range(knobs.seeds):
+        own = replace(config, seed=config.seed + i)
+        parts = build(own, data)
+        if (found := correlations_of(config, parts)) is not None:
+            correlations.append(found)
+        steps.append(_first_step(own, parts))
+        if knobs.jacobian and jacobian is None:
+            batch, _ = _batch(own, parts)
+            jacobian = jacobians(parts.model, parts.probe.tags, batch, knobs.samples)
+    return Draws(
+        parts.probe.tags,
+        len(parts.probe.hidden),
+        chance_loss(parts.loss, parts.data.train.targets, data.out_features),
+        steps,
+        (sum(c[0] for c in correlations) / knobs.seeds, sum(c[1] for c in correlations) / knobs.seeds)
+        if correlations
+        else None,
+        jacobian,
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """Loss, norm of the whole gradient, and each quantity by layer, without any update."""
+
+    loss: float
+    global_norm: float
+    vectors: dict[str, Vector]
+
+
+def _batch(config: Config, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+    order = reproducibility.generator(config.seed, "order")
+    inputs, targets, _ = next(batches(parts.data.train, config.batch, order))
+    return inputs, targets
+
+
+def _first_step(config: Config, parts: Parts) -> Step:
+    """Forward and backward as the first training step has them, with every quantity of the hidden layers."""
+    inputs, targets = _batch(config, parts)
+    torch.manual_seed(reproducibility.stream_seed(config.seed, "dropout"))
+    parts.model.train()
+    with parts.probe.watching() as read:
+        loss = parts.loss(parts.model(inputs), targets)
+        whole = loss if parts.penalty is None else loss + parts.penalty()
+        whole.backward()  # type: ignore[no-untyped-call]
+        quantities = read()
+    grads = parts.probe.gradients()
+    norms, _ = parts.probe.checked(grads, parts.probe.grad_norms(grads))
+    wide = norms.cpu().double()
+    vectors = {"grad_norm": parts.probe.by_layer(norms).cpu().double().numpy()}
+    vectors |= {name: values.cpu().double().numpy() for name, values in quantities.items()}
+    return Step(loss.item(), float(torch.linalg.vector_norm(wide)), vectors)
