@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
+from gradstab.cli import main
 from gradstab.config import Config, from_hydra, register_schema
 from gradstab.run_directory import new_name
 from gradstab.runner import run
@@ -62,3 +65,21 @@ def mnist_root() -> Path:
     if not root or not (Path(root) / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
         pytest.skip("GRADSTAB_DATA names no folder that holds MNIST")
     return Path(root)
+
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """``gradstab`` in this process, where starting another would only cost time; ``tmp_path`` is its folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gradstab"])
+
+    def call(*args: str) -> subprocess.CompletedProcess[str]:
+        GlobalHydra.instance().clear()
+        code = main(args)
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(args, code, out, err)
+
+    return call

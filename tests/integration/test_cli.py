@@ -10,16 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from gradstab import __version__
 from gradstab.catalogue import CHOICES
-from gradstab.cli import main
 from gradstab.events import read_records
+from tests.conftest import Here
 
 TINY = ("model.depth=2", "model.width=8", "steps=3", "batch_size=32", "device=cpu")
 # Counts a torch import as exit code 99, whatever the command does.
@@ -32,24 +30,6 @@ def gradstab(*args: str, cwd: Path, code: str | None = None, **environment: str)
     start = [sys.executable, "-c", code] if code else [sys.executable, "-m", "gradstab"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | environment
     return subprocess.run([*start, *args], capture_output=True, text=True, cwd=cwd, env=env, check=False, timeout=120)
-
-
-Here = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """``gradstab`` in this process, where starting another would only cost time; ``tmp_path`` is its folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["gradstab"])
-
-    def call(*args: str) -> subprocess.CompletedProcess[str]:
-        GlobalHydra.instance().clear()
-        code = main(args)
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(args, code, out, err)
-
-    return call
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from gradstab.catalogue import listing
-from gradstab.cli import main
+from tests.conftest import Here
 
-Here = Callable[..., subprocess.CompletedProcess[str]]
 TINY = ("model.depth=3", "model.width=16", "batch_size=32", "device=cpu", "probe.seeds=2")
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """``gradstab`` in this process; ``tmp_path`` is its folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["gradstab"])
-
-    def call(*args: str) -> subprocess.CompletedProcess[str]:
-        GlobalHydra.instance().clear()
-        code = main(args)
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(args, code, out, err)
-
-    return call
 
 
 def test_measured_beside_predicted_and_a_verdict(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

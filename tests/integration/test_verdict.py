@@ -13,8 +13,7 @@ from gradstab.events import read_records
 from gradstab.measure.diagnosis import judge_records
 from gradstab.measure.verdict import Verdict
 from gradstab.run_directory import read_run
-from tests.conftest import Compose, Train
-from tests.integration.test_cli import Here, here  # noqa: F401  (a fixture)
+from tests.conftest import Compose, Here, Train
 
 SMALL = ("model.width=32", "device=cpu", "steps=30", "eval_every=10")
 
@@ -78,7 +77,7 @@ def test_stop_on_leaves_a_healthy_run_alone(train: Train) -> None:
     assert (record["steps"], record["reason"]) == (30, "")
 
 
-def test_several_kinds_on_the_command_line(here: Here, tmp_path: Path) -> None:  # noqa: F811
+def test_several_kinds_on_the_command_line(here: Here, tmp_path: Path) -> None:
     done = here("train", "steps=2", "model.depth=2", "device=cpu", "stop_on=exploding,vanishing", "out_dir=r")
     assert done.returncode == 0, done.stderr
     assert "verdict: healthy" in done.stdout
