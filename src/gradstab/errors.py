@@ -19,3 +19,11 @@ class ConfigError(GradstabError, ValueError):
 
 class DataError(GradstabError):
     """A data set that is missing, broken, or cannot be downloaded."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to end, and it did, in order; ``signal`` is its number (2 for Ctrl-C, 15 for SIGTERM)."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"interrupted by signal {signal}")
+        self.signal = signal

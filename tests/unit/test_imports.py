@@ -20,6 +20,7 @@ LAYERS = [
         "activations",
         "reproducibility",
         "run_directory",
+        "claims",
         "decoding",
         "events",
         "measure.quantities",
@@ -35,6 +36,8 @@ LAYERS = [
     {"training", "monitor"},
     {"console", "assembly", "examination", "draws", "probing", "report"},
     {"runner"},
+    {"launchers"},
+    {"sweeps"},
     {"cli"},
     {"__main__", ""},
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 def say(text: str) -> int:

@@ -1,0 +1,42 @@
+"""Who works in a directory: a claim that holds as long as the process that made it, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gradstab.errors import ConfigError
+
+CLAIM_FILE = ".claim"
+# Seconds: somebody who only asks whether there is a claim holds it for a moment.
+PATIENCE = 0.5
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Hold an existing directory for this process; :class:`ConfigError` where a live one holds it already."""
+    lock = FileLock(directory / CLAIM_FILE, timeout=PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"out_dir={directory}: another process is at work there; allowed: wait, or end it") from None
+    except OSError as error:
+        raise ConfigError(f"out_dir={directory}: cannot be written to ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_claimed(directory: Path) -> bool:
+    """Whether a live process works in ``directory``; leaves nothing behind where there is no claim."""
+    if not (directory / CLAIM_FILE).exists():
+        return False
+    try:
+        with FileLock(directory / CLAIM_FILE, timeout=0):
+            return False
+    except Timeout:
+        return True

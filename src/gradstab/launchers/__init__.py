@@ -1,0 +1,1 @@
+"""Where the cells of a sweep run: in this process, in several, on a cluster."""

@@ -1,0 +1,1 @@
+"""Sweeps: their cells, the ledger of what became of each, and its table."""
