@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,11 @@ PATIENCE = 0.5
 
 @contextlib.contextmanager
 def claimed(directory: Path) -> Iterator[None]:
-    """Hold an existing directory for this process; :class:`ConfigError` where a live one holds it already."""
-    lock = FileLock(directory / CLAIM_FILE, timeout=PATIENCE)
+    """Hold an existing directory for this process; :class:`ConfigError` where a live one holds it already.
+
+    Who holds it may claim it again; it is given back when the first claim ends.
+    """
+    lock = FileLock(directory / CLAIM_FILE, timeout=PATIENCE, is_singleton=True)
     try:
         lock.acquire()
     except Timeout:
@@ -40,3 +44,24 @@ def is_claimed(directory: Path) -> bool:
             return False
     except Timeout:
         return True
+    except OSError:
+        return _is_locked(directory / CLAIM_FILE)
+
+
+def _is_locked(path: Path) -> bool:
+    """The same of somebody else's file, which may only be read."""
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False

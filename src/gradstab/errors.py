@@ -22,8 +22,15 @@ class DataError(GradstabError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to end, and it did, in order; ``signal`` is its number (2 for Ctrl-C, 15 for SIGTERM)."""
+    """A signal asked the run to end, and it did, in order; ``signal`` is its number (2 for Ctrl-C, 15 for SIGTERM).
 
-    def __init__(self, signal: int) -> None:
-        super().__init__(f"interrupted by signal {signal}")
+    ``note`` is what there is to say of it, in one line.
+    """
+
+    def __init__(self, signal: int, note: str = "") -> None:
+        super().__init__(signal, note)
         self.signal = signal
+        self.note = note
+
+    def __str__(self) -> str:
+        return self.note or f"interrupted by signal {self.signal}"

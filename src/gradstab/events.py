@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -27,6 +28,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
 
 from gradstab.decoding import VECTOR_PREFIX, Decoder
+from gradstab.files import open_regular
 
 PLUGIN = "gradstab"
 MAX_SHOWN = 64
@@ -48,15 +50,31 @@ def layer_tags(names: Sequence[str]) -> list[str]:
 
 
 class EventWriter:
-    """Appends to one event file in ``directory``; ``layers`` are the tags of all layers, nearest the input first."""
+    """Appends to one event file in ``directory``; ``layers`` are the tags of all layers, nearest the input first.
 
-    def __init__(self, directory: Path, layers: Sequence[str]) -> None:
-        self.path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-        self._file = self.path.open("xb")
+    With what :meth:`state_dict` gave, it goes on in that file; :meth:`rewind` cuts off what was written afterwards.
+    """
+
+    def __init__(self, directory: Path, layers: Sequence[str], state: Mapping[str, Any] | None = None) -> None:
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self.path = directory / (name if state is None else state["name"])
+        self._file = self.path.open("xb" if state is None else "r+b")
         self._layers = list(layers)
         self._described: set[str] = set()
         self._tags: dict[tuple[str, int], list[tuple[int, str]]] = {}
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if state is None:
+            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        else:
+            self._file.seek(state["position"])
+            self._described.update(state["described"])
+
+    def rewind(self) -> None:
+        """Cut the file off where it goes on."""
+        self._file.truncate()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The file's name and where it ends."""
+        return {"name": self.path.name, "position": self._file.tell(), "described": sorted(self._described)}
 
     def write(
         self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector], wall_time: float | None = None
@@ -79,6 +97,11 @@ class EventWriter:
     def flush(self) -> None:
         """Hand everything written so far to the operating system."""
         self._file.flush()
+
+    def sync(self) -> None:
+        """Have everything written so far on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close; nothing can be written afterwards."""
@@ -161,9 +184,14 @@ def read_records(directory: Path) -> Records:
     )
 
 
+def whole_bytes(path: Path) -> int:
+    """How far a file is whole: where the first record that is cut off or damaged begins, or where it ends."""
+    return sum(len(data) + 16 for data in _frames(path))
+
+
 def _frames(path: Path, damaged: list[str] | None = None) -> Iterator[bytes]:
     """The contents of a file's records; where one is cut off or damaged, the name goes to ``damaged`` and it ends."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         while header := file.read(12):
             length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size + 1

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import hashlib
 import json
 import os
 import re
 import secrets
 import shlex
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from gradstab.errors import ConfigError
+from gradstab.claims import CLAIM_FILE, is_claimed
+from gradstab.errors import ConfigError, GradstabError
+from gradstab.files import read_text
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
+FAILURE_FILE = "failure.txt"
+EVENT_FILES = "events.out.tfevents."
+CHECKPOINTS = "checkpoints"
+# What a run writes, run.json aside, by pattern.
+WRITTEN = (CONFIG_FILE, FAILURE_FILE, EVENT_FILES + "*", CHECKPOINTS, "forensics", f".{RUN_FILE}.*")
+ENDED = ("completed", "diverged")
+# What may change without making it another run.
+_BESIDE_THE_RUN = ("out_dir", "quiet", "checkpoint")
 
 
 def new_name() -> str:
@@ -29,15 +43,68 @@ def cell_name(number: int, overrides: str) -> str:
 
 
 def holds_run(directory: Path) -> bool:
-    """Whether a run was recorded here."""
-    return (directory / RUN_FILE).exists()
+    """Whether a run was recorded here; where that cannot be seen, writing will say why."""
+    try:
+        return (directory / RUN_FILE).exists()
+    except OSError:
+        return False
+
+
+def status_of(directory: Path) -> str:
+    """What has become of the run recorded here: run.json's status, "interrupted" for one whose process has died.
+
+    "unknown" where run.json cannot be read. A loop that is watched makes no claim on its directory, and is taken at
+    its word.
+    """
+    try:
+        record = read_run(directory)
+    except GradstabError:
+        return "unknown"
+    status = record.get("status")
+    if status != "running":
+        return status if isinstance(status, str) else "unknown"
+    if "watched" in record and not (directory / CLAIM_FILE).exists():
+        return "running"
+    return "running" if is_claimed(directory) else "interrupted"
+
+
+def resumptions(record: Mapping[str, Any]) -> list[int]:
+    """The steps after which the run of this run.json was stopped and went on."""
+    entries = record.get("resumed")
+    found = [entry.get("step") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return [step for step in found if isinstance(step, int)]
+
+
+def identity(container: Mapping[str, Any]) -> str:
+    """A hash of a resolved configuration, but for what does not make it another run: where it lies, what it keeps."""
+    settings = {key: value for key, value in container.items() if key not in _BESIDE_THE_RUN}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def clear(directory: Path) -> None:
+    """Remove what a run wrote, run.json last: until it is gone, the directory holds what is left of that run."""
+    for pattern in WRITTEN:
+        for path in directory.glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    (directory / RUN_FILE).unlink(missing_ok=True)
+
+
+def refusal(directory: Path, status: str) -> ConfigError:
+    """Why a new run cannot start where one with this ``status`` lies, and what can be done."""
+    ways = (
+        "" if status in (*ENDED, "unknown") else f"gradstab train --resume {shlex.quote(str(directory))} continues it; "
+    )
+    return ConfigError(f"out_dir={directory}: holds a run already ({status}); {ways}choose another, or remove it")
 
 
 def create(directory: Path) -> Path:
     """Make a directory for a run; raises :class:`ConfigError` where it cannot be, or holds a run already."""
     try:
         if holds_run(directory):
-            raise ConfigError(f"out_dir={directory}: holds a run already; choose another, or remove it")
+            raise refusal(directory, status_of(directory))
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
             raise PermissionError(13, "Permission denied")
@@ -46,16 +113,50 @@ def create(directory: Path) -> Path:
     return directory
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file whole or not at all, so that it is there even after the power fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # Not every file system lets a folder be synchronised.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all; floats that JSON has no word for become "inf", "-inf", "nan"."""
+    with replacing(path) as file:
+        file.write((json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
+
+
 def write_run(directory: Path, record: dict[str, Any]) -> None:
-    """Write run.json whole or not at all; floats that JSON has no word for become "inf", "-inf", "nan"."""
-    temporary = directory / f".{RUN_FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps(_plain(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(directory / RUN_FILE)
+    """Write run.json whole or not at all."""
+    write_json(directory / RUN_FILE, record)
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """The record of a run, as :func:`write_run` wrote it."""
-    record: dict[str, Any] = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
+    """The record of a run, as :func:`write_run` wrote it; raises :class:`GradstabError` where it cannot be read."""
+    path = directory / RUN_FILE
+    try:
+        record = json.loads(read_text(path))
+    except OSError as error:
+        raise GradstabError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise GradstabError(f"{path}: cannot be read ({type(error).__name__})") from error
+    if not isinstance(record, dict):
+        raise GradstabError(f"{path}: holds no record")
     return record
 
 
@@ -70,6 +171,27 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """The configuration of a run, as :func:`write_config` wrote it; :class:`GradstabError` where it cannot be read."""
+    import yaml
+
+    path = directory / CONFIG_FILE
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        text = read_text(path)
+        # Aliases, which gradstab never writes, can make a short file stand for an endless one.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
+            raise ValueError
+        container = yaml.load(text, Loader=loader)
+    except OSError as error:
+        raise GradstabError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise GradstabError(f"{path}: cannot be read ({type(error).__name__})") from error
+    if not isinstance(container, dict):
+        raise GradstabError(f"{path}: holds no configuration")
+    return {key: value for key, value in container.items() if key not in ("defaults", "hydra")}
+
+
 def write_config(directory: Path, container: dict[str, Any]) -> None:
     """Write config.yaml: the whole resolved configuration, which Hydra can load as it is.
 
@@ -82,6 +204,10 @@ def write_config(directory: Path, container: dict[str, Any]) -> None:
         "# Change something:    add overrides of scalars and knobs, such as seed=1 or optimizer.lr=0.1\n"
         "defaults:\n  - hydra/quiet\n  - _self_\n"
     )
-    (directory / CONFIG_FILE).write_text(
-        header + OmegaConf.to_yaml(OmegaConf.create(container | {"out_dir": None})), encoding="utf-8"
-    )
+    path = directory / CONFIG_FILE
+    text = header + OmegaConf.to_yaml(OmegaConf.create(container | {"out_dir": None}))
+    try:
+        with replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise GradstabError(f"{path}: cannot be written ({error.strerror})") from error

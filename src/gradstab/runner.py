@@ -2,146 +2,207 @@
 
 from __future__ import annotations
 
-import datetime
-import time
+import contextlib
+import functools
+import os
+import shlex
+import signal
+import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from gradstab import console, dashboard, reproducibility, run_directory
-from gradstab.assembly import build
+from gradstab import checkpoint, console, dashboard, run_directory
+from gradstab.assembly import build, check_memory
+from gradstab.claims import claimed
 from gradstab.config import Config, to_container
-from gradstab.data import batches
-from gradstab.errors import GradstabError
-from gradstab.events import EventWriter
+from gradstab.data import kept_data
+from gradstab.errors import ConfigError, GradstabError, Interrupted
 from gradstab.examination import Examination
-from gradstab.measure.diagnosis import Judge
-from gradstab.measure.recorder import Observer, Recorder
-from gradstab.report.history import Pictures
-from gradstab.training import Display, Outcome, Parts, Plan, fit
+from gradstab.interrupts import Stop, caught
+from gradstab.parts import Parts
+from gradstab.record import closing_record, opening_record, resumption
+from gradstab.session import Checkpoints, Session, obstacle
 
-CHARTS = ("grad_norm", "signal_grad_norm", "activation_std")
+# How schedulers tell a job that it runs again after it was preempted or its node failed.
+REQUEUED = {"SLURM_RESTART_COUNT": ("", "0"), "LSB_RESTART": ("", "N")}
+NO_CHECKPOINT = "no checkpoint could be written ({})"
 
 
-def run(config: Config, directory: Path | None = None) -> dict[str, Any]:
+def run(
+    config: Config,
+    directory: Path | None = None,
+    *,
+    restart: bool = False,
+    resume: bool = False,
+    cell: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Train as configured and record it in ``directory`` (or ``out_dir``, or a new one under outputs/train).
 
-    Returns what was written to run.json. Raises :class:`gradstab.errors.ConfigError` before anything is written;
-    KeyboardInterrupt and failures are recorded, then raised again.
+    Returns what was written to run.json. Raises :class:`ConfigError` before anything is written; :class:`Interrupted`
+    after a signal, and failures, are recorded, then raised.
+
+    With ``restart``, and in a requeued cluster job, a directory that holds an unfinished run of the same configuration
+    is no error: that run goes on from its last good checkpoint; without one, what it wrote is removed and it starts
+    anew. ``resume`` does the same, but does not start anew where there are checkpoints that cannot be used.
+
+    A ``cell`` is one run of many, which differ in the settings it names: its data stay in memory for the next, and
+    where it is too short for pictures on its way, it draws none at its end, which would take a good part of its time.
     """
-    parts = build(config)
     directory = directory or Path(config.out_dir or f"outputs/train/{run_directory.new_name()}").expanduser()
-    run_directory.create(directory)
-    container = to_container(config)
+    identity = run_directory.identity(to_container(config))
+    state, earlier = None, None
+    with caught() as stop, contextlib.ExitStack() as stack:
+        if run_directory.holds_run(directory):
+            # As it is before the claim: with it, any unfinished run is one at work.
+            status = run_directory.status_of(directory)
+            stack.enter_context(claimed(directory))
+            if not (restart or resume or requeued()) or status in run_directory.ENDED:
+                raise run_directory.refusal(directory, status)
+            earlier = _earlier(directory, identity)
+            state = checkpoint.latest(directory, identity, functools.partial(obstacle, directory), _say)
+            unusable = checkpoint.kept(directory) if state is None else None
+            if unusable and resume:
+                raise GradstabError(
+                    f"{directory}: none of its {len(unusable)} checkpoints can be used; "
+                    "allowed: remove the folder, and start anew"
+                )
+        check_memory(config)
+        parts = build(config, kept_data(config.data.name, **config.data.knobs) if cell is not None else None)
+        if state is None:
+            if earlier is not None:
+                run_directory.clear(directory)
+                if not restart:
+                    _say(f"{directory}: there is no checkpoint to go on from; the run starts anew")
+            run_directory.create(directory)
+        stack.enter_context(claimed(directory))
+        return _run(config, parts, directory, stop, state, earlier, cell)
+
+
+def requeued() -> bool:
+    """Whether this is a cluster's job that runs again; see ``REQUEUED``."""
+    return any(os.environ.get(name, "") not in never for name, never in REQUEUED.items())
+
+
+def _earlier(directory: Path, identity: str) -> dict[str, Any]:
+    """run.json of a run there, which is to have the same configuration; the caller holds the directory."""
+    record = run_directory.read_run(directory)
+    if record.get("identity") != identity:
+        raise ConfigError(f"out_dir={directory}: holds a run of another configuration; choose another, or remove it")
+    return record
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"gradstab: {line}\n")
+
+
+def _run(
+    config: Config,
+    parts: Parts,
+    directory: Path,
+    stop: Stop,
+    state: dict[str, Any] | None,
+    earlier: dict[str, Any] | None,
+    cell: Sequence[str] | None,
+) -> dict[str, Any]:
     examination = Examination.of(config, parts)
-    record = _opening_record(config, parts) | examination.record
-    run_directory.write_config(directory, container)
-    run_directory.write_run(directory, record)
-    writer = EventWriter(directory, parts.probe.tags)
-    judge = examination.judge()
-    observers: list[Observer] = [judge]
-    pictures = None
-    if parts.measure_norms and config.images_after is not None:
-        pictures = Pictures(writer, parts.probe.tags, examination.theory, config.images_after)
-        observers.append(pictures)
-    recorder = Recorder(parts.probe, writer, skip_non_finite=parts.skip_non_finite, observers=observers)
-    started = time.perf_counter()
+    record = opening_record(config, parts) | examination.record
+    if state is None or earlier is None:
+        run_directory.write_config(directory, to_container(config))
+    else:
+        _note_resumption(directory, record, earlier, state["step"], quiet=config.quiet)
+    _write(directory, record)
+    session: Session | None = None
+    ended: dict[str, Any] | None = None
     try:
+        session = Session(config, parts, examination, directory, state)
+        checkpoints = Checkpoints(directory, record["identity"], session, stop, state)
+        if state is None:
+            session.write_header(to_container(config), cell or ())
+        with console.display(config, parts) as display, stop.waiting():
+            outcome = session.fit(display, checkpoints)
+            ended = session.state_dict()
+        if outcome.status == "completed":
+            checkpoints.finish(ended)
         if parts.measure_norms:
-            writer.write_summary(dashboard.layout(CHARTS))
-        settings = {key: value for key, value in dashboard.flat(container).items() if key not in ("quiet", "out_dir")}
-        for summary in dashboard.hparams(settings):
-            writer.write_summary(summary)
-        with console.display(config, parts) as display:
-            outcome = _fit(config, parts, recorder, display, judge)
-        if parts.measure_norms:
-            record["verdict"] = examination.verdict(judge).to_dict()
-        record |= _closing_record(outcome, recorder, time.perf_counter() - started)
-        if pictures is not None:
-            pictures.finish()
-        writer.write_summary(dashboard.hparams_end(outcome.status == "completed"))
-    except KeyboardInterrupt:
-        record |= {"status": "interrupted", "seconds": time.perf_counter() - started}
-        raise
+            record["verdict"] = examination.verdict(session.judge).to_dict()
+        if session.pictures is not None:
+            session.pictures.finish(short=cell is None)
+        session.writer.write_summary(dashboard.hparams_end(outcome.status == "completed"))
+        session.writer.close()
+        record |= closing_record(outcome, session.recorder, session.seconds) | session.keeper.record
+    except KeyboardInterrupt as error:
+        # Whatever comes now, the checkpoint and run.json are written first; only another Ctrl-C is quicker.
+        stop.hold()
+        said = ""
+        if ended is not None:
+            try:
+                checkpoints.write(ended)
+            except OSError as full:
+                said = NO_CHECKPOINT.format(full.strerror)
+        raise _interruption(directory, record, session, error, said) from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        record |= {"status": "failed", "reason": reason, "seconds": time.perf_counter() - started}
-        (directory / "failure.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        raise GradstabError(f"failed: {reason} (see {directory / 'failure.txt'})") from error
+        stop.hold()
+        if stop.signal is not None and isinstance(error, OSError):
+            said = NO_CHECKPOINT.format(error.strerror)
+            raise _interruption(directory, record, session, Interrupted(stop.signal), said) from error
+        raise _failure(directory, record, session, error) from error
     finally:
-        writer.close()
-        run_directory.write_run(directory, record)
-    if outcome.status == "interrupted":
-        raise KeyboardInterrupt
+        stop.hold()
+        if session is not None:
+            with contextlib.suppress(OSError):
+                session.writer.close()
+        _write(directory, record)
     console.summary(config, parts, outcome, record, directory)
+    stop.poll()
     return record
 
 
-def _fit(config: Config, parts: Parts, recorder: Recorder, display: Display, judge: Judge) -> Outcome:
-    plan = Plan(
-        steps=config.total_steps,
-        eval_every=config.eval_every,
-        measure_every=config.measure.knobs.get("every"),
-        measure=parts.measure_norms,
-        target_loss=config.target_loss,
-        stop_on=config.stop_on or (),
-    )
-    order = reproducibility.generator(config.seed, "order")
-    # Dropout draws from the global stream; nothing else does during training.
-    torch.manual_seed(reproducibility.stream_seed(config.seed, "dropout"))
-    return fit(parts, plan, batches(parts.data.train, config.batch, order), recorder, display, judge)
+def _note_resumption(
+    directory: Path, record: dict[str, Any], earlier: dict[str, Any], step: int, *, quiet: bool
+) -> None:
+    """Put into ``record`` that the run goes on after ``step``, and say what has changed around it."""
+    record |= resumption(earlier, record, step)
+    if not quiet:
+        _say(f"{directory} goes on after step {step:,}")
+    changed = record["resumed"][-1].get("changed")
+    if changed:
+        listed = ", ".join(f"{name} {versions}" for name, versions in changed.items())
+        _say(f"what the run was begun with has changed ({listed}): its numbers may differ in the last digits")
+    (directory / run_directory.FAILURE_FILE).unlink(missing_ok=True)
 
 
-def _opening_record(config: Config, parts: Parts) -> dict[str, Any]:
-    device = parts.probe.parameters[0].device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "status": "running",
-        "reason": "",
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "planned_steps": config.total_steps,
-        "device": str(device),
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "seed": config.seed,
-        "versions": reproducibility.versions(),
-        "git_commit": reproducibility.git_commit(),
-        "parameters": sum(p.numel() for p in parts.model.parameters()),
-        "layers": parts.probe.tags,
-    }
+def _write(directory: Path, record: dict[str, Any]) -> None:
+    try:
+        run_directory.write_run(directory, record)
+    except OSError as error:
+        raise GradstabError(f"{directory / run_directory.RUN_FILE}: cannot be written ({error.strerror})") from error
 
 
-def _closing_record(outcome: Outcome, recorder: Recorder, seconds: float) -> dict[str, Any]:
-    latest = recorder.latest
-    depth = latest.depth
-    record: dict[str, Any] = {
-        "status": outcome.status,
-        "reason": outcome.reason,
-        "steps": outcome.steps,
-        "skipped_steps": recorder.skipped_steps,
-        "clipped_steps": recorder.clipped_steps,
-        "train_loss": _known(latest.loss, recorder.recorded_steps > 0),
-        "test_loss": _known(outcome.test_loss, outcome.evaluated),
-        "test_accuracy": outcome.test_accuracy,
-        "best_test_accuracy": outcome.best_test_accuracy,
-        "depth_factor": depth.factor if depth else None,
-        "depth_factor_r2": depth.r2 if depth else None,
-        "first_layer_grad_norm": latest.layer_grad_norms[0] if latest.layer_grad_norms else None,
-        "last_layer_grad_norm": latest.layer_grad_norms[-1] if latest.layer_grad_norms else None,
-        "seconds": seconds,
-    }
-    if outcome.broken is not None:
-        layer = outcome.broken.layer
-        record["non_finite"] = {
-            "step": outcome.broken.step,
-            "quantity": outcome.broken.quantity,
-            "layer": None if layer is None else recorder.layer_tags[layer],
-        }
-    return record
+def _interruption(
+    directory: Path, record: dict[str, Any], session: Session | None, error: KeyboardInterrupt, said: str = ""
+) -> Interrupted:
+    """Record that the run was interrupted, and what to raise."""
+    number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
+    reason = f"interrupted by {signal.Signals(number).name}"
+    done = 0
+    if session is not None:
+        done = session.progress.done
+        record |= closing_record(session.progress.outcome, session.recorder, session.seconds) | session.keeper.record
+    record |= {"status": "interrupted", "reason": f"{reason} after {done} steps"}
+    ways = said or f"gradstab train --resume {shlex.quote(str(directory))} continues it"
+    return Interrupted(number, f"interrupted after {done:,} steps; {ways}")
 
 
-def _known(value: float, known: bool) -> float | None:
-    """A measured value, which may be NaN, or None for one that was never measured."""
-    return value if known else None
+def _failure(directory: Path, record: dict[str, Any], session: Session | None, error: Exception) -> GradstabError:
+    """Record that the run failed, and what to raise."""
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    seconds = 0.0 if session is None else session.seconds
+    record |= {"status": "failed", "reason": reason, "seconds": seconds}
+    path = directory / run_directory.FAILURE_FILE
+    try:
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        return GradstabError(f"failed: {reason}")
+    return GradstabError(f"failed: {reason} (see {path})")

@@ -6,91 +6,24 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gradstab.clipping import Clip
-from gradstab.data import Dataset, Split
-from gradstab.losses import Loss
+from gradstab.errors import Interrupted
+from gradstab.evaluation import evaluate
 from gradstab.measure.diagnosis import Judge
-from gradstab.measure.probe import Probe
-from gradstab.measure.recorder import Latest, NonFinite, Recorder, StepRecord
-from gradstab.models.blocks import Model
-from gradstab.schedules import Schedule
+from gradstab.measure.recorder import NonFinite, Recorder, StepRecord
+from gradstab.parts import Parts
+from gradstab.progress import Display, Outcome, Plan, Progress, Saver, SavesNothing, SeesNothing, Witness
+
+__all__ = ["Display", "Outcome", "Parts", "Plan", "Progress", "Saver", "evaluate", "fit", "train_step"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
-EVALUATION_BATCH = 2048
 STUCK_STEPS = 100
-
-
-@dataclass
-class Parts:
-    """Everything a training step works with, built and ready on the device."""
-
-    model: Model
-    data: Dataset
-    loss: Loss
-    penalty: Callable[[], Tensor] | None
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule | None
-    clip: Clip | None
-    constraint: Callable[[], None] | None
-    probe: Probe
-    measure_norms: bool
-    skip_non_finite: bool
-    check_every_step: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long to train and when to look."""
-
-    steps: int
-    eval_every: int
-    measure_every: int | None
-    measure: bool
-    target_loss: float | None
-    stop_on: tuple[str, ...] = ()
-
-    def measures(self, step: int) -> bool:
-        """Whether all quantities are taken at this step: the first, each before an evaluation, each in between."""
-        if not self.measure:
-            return False
-        between = self.measure_every is not None and step % self.measure_every == 0
-        return step == 0 or self.evaluates(step + 1) or between
-
-    def evaluates(self, done: int) -> bool:
-        """Whether the test split is evaluated after ``done`` steps."""
-        return done % self.eval_every == 0 or done == self.steps
-
-
-@dataclass
-class Outcome:
-    """How a run ended. ``steps`` are those whose update was made; losses are NaN where nothing was evaluated."""
-
-    status: str = "completed"
-    reason: str = ""
-    steps: int = 0
-    test_loss: float = math.nan
-    test_accuracy: float | None = None
-    best_test_accuracy: float | None = None
-    evaluated: bool = False
-    broken: NonFinite | None = None
-    latest: Latest = field(default_factory=Latest)
-
-
-class Display(Protocol):
-    """What shows a run's progress to a person."""
-
-    def progress(self, done: int, latest: Latest) -> None:
-        """Values have reached the host."""
-
-    def evaluated(self, done: int, loss: float, accuracy: float | None, latest: Latest) -> None:
-        """The test split was evaluated."""
+# How often a run is judged between evaluations, where a verdict may end it.
+JUDGED_STEPS = 64
 
 
 def train_step(parts: Parts, step: int, inputs: Tensor, targets: Tensor, measure_all: bool) -> StepRecord:
@@ -125,57 +58,117 @@ def train_step(parts: Parts, step: int, inputs: Tensor, targets: Tensor, measure
 
 
 def fit(
-    parts: Parts, plan: Plan, stream: Iterator[Batch], recorder: Recorder, display: Display, judge: Judge
+    parts: Parts,
+    plan: Plan,
+    stream: Iterator[Batch],
+    recorder: Recorder,
+    display: Display,
+    judge: Judge,
+    *,
+    progress: Progress | None = None,
+    saver: Saver | None = None,
+    witness: Witness | None = None,
 ) -> Outcome:
-    """Train until the planned steps are done, the target loss is reached, or the run diverges or is stopped."""
-    outcome = Outcome(latest=recorder.latest)
+    """Train until the planned steps are done, the target loss is reached, or the run diverges or is stopped.
+
+    With a ``progress`` it goes on from there. Raises :class:`Interrupted` where ``saver`` does, everything being saved.
+    """
+    progress = progress or Progress()
+    saver = saver or SavesNothing()
+    witness = witness or SeesNothing()
+    outcome = progress.outcome
+    outcome.latest = recorder.latest
     parts.model.train()
-    stuck = 0
+    if progress.done:
+        display.progress(progress.done, recorder.latest)
     try:
-        for step in range(plan.steps):
-            inputs, targets, _ = next(stream)
-            record = train_step(parts, step, inputs, targets, plan.measures(step))
-            recorder.add(record)
-            if parts.schedule is not None:
-                parts.schedule.after_step()
-            stuck = 0 if record.updated else stuck + 1
-            reached = plan.target_loss is not None and record.loss.item() <= plan.target_loss
-            broken = not record.updated and not parts.skip_non_finite
-            looks = broken or reached or stuck == STUCK_STEPS or plan.evaluates(step + 1)
-            if looks or recorder.due:
-                outcome.broken = recorder.flush()
-                display.progress(step + 1, recorder.latest)
-            if outcome.broken is not None:
-                outcome.status, outcome.reason = "diverged", _describe(outcome.broken, parts, inputs)
+        while True:
+            if progress.owes_evaluation:
+                evaluate_into(outcome, parts, recorder, display, progress.evaluated_step, saver.poll)
+                progress.owes_evaluation = False
+                saver.evaluated(progress, parts.model)
+            saver.poll()
+            if progress.ended:
                 break
-            outcome.steps += record.updated
-            found = judge.to_stop(plan.stop_on) if looks or recorder.emptied else None
-            looks = looks or found is not None
-            if looks:
-                evaluate_into(outcome, parts, recorder, display, step + 1)
-            if reached:
-                outcome.reason = f"train loss {record.loss.item():.6g} reached target_loss={plan.target_loss:g}"
-                break
-            if found is not None:
-                outcome.reason = f"stop_on={found.kind}: {found.explanation}"
-                break
-            if stuck == STUCK_STEPS:
-                outcome.status, outcome.reason = "diverged", f"non-finite for {STUCK_STEPS} steps in a row, all skipped"
-                break
-    except KeyboardInterrupt:
-        recorder.flush()
-        outcome.status, outcome.reason = "interrupted", "interrupted from the keyboard"
-    if outcome.broken is not None:
-        outcome.steps = outcome.broken.step
-        evaluate_into(outcome, parts, recorder, display, outcome.steps)
-    elif outcome.status == "completed" and outcome.evaluated and not math.isfinite(outcome.test_loss):
+            if saver.due(progress.done):
+                _flush(progress, parts, recorder, display, witness)
+                saver.save(progress)
+            else:
+                _advance(progress, parts, plan, stream, recorder, display, judge, witness)
+    except Interrupted:
+        _flush(progress, parts, recorder, display, witness)
+        saver.save(progress)
+        raise
+    if outcome.status == "completed" and outcome.evaluated and not math.isfinite(outcome.test_loss):
         outcome.status, outcome.reason = "diverged", f"non-finite test loss after step {outcome.steps - 1}"
+    witness.ended(outcome)
     return outcome
 
 
-def evaluate_into(outcome: Outcome, parts: Parts, recorder: Recorder, display: Display, done: int) -> None:
-    """Evaluate on the test split, and pass the result on to all who want it."""
-    loss, accuracy = evaluate(parts.model, parts.data.test, parts.loss, parts.data.is_classification)
+def _advance(
+    progress: Progress,
+    parts: Parts,
+    plan: Plan,
+    stream: Iterator[Batch],
+    recorder: Recorder,
+    display: Display,
+    judge: Judge,
+    witness: Witness,
+) -> None:
+    """Make one step, and see what follows from it: an evaluation, or the end."""
+    outcome = progress.outcome
+    inputs, targets, indices = next(stream)
+    witness.before(progress.done, indices)
+    record = train_step(parts, progress.done, inputs, targets, plan.measures(progress.done))
+    witness.after(record)
+    recorder.add(record)
+    if parts.schedule is not None:
+        parts.schedule.after_step()
+    progress.done += 1
+    progress.stuck = 0 if record.updated else progress.stuck + 1
+    reached = plan.target_loss is not None and record.loss.item() <= plan.target_loss
+    broken = not record.updated and not parts.skip_non_finite
+    looks = broken or reached or progress.stuck == STUCK_STEPS or plan.evaluates(progress.done)
+    # What a run does may depend on how many steps it has made, never on how fast: a resumed one is to do the same.
+    judges = looks or progress.done % JUDGED_STEPS == 0
+    if judges or recorder.due:
+        _flush(progress, parts, recorder, display, witness, inputs)
+    if progress.ended:
+        return
+    outcome.steps += record.updated
+    found = judge.to_stop(plan.stop_on) if judges else None
+    progress.owes_evaluation = looks
+    if reached:
+        progress.end("completed", f"train loss {record.loss.item():.6g} reached target_loss={plan.target_loss:g}")
+    elif found is not None:
+        progress.end("completed", f"stop_on={found.kind}: {found.explanation}")
+    elif progress.stuck == STUCK_STEPS:
+        progress.end("diverged", f"non-finite for {STUCK_STEPS} steps in a row, all skipped")
+    elif progress.done == plan.steps:
+        progress.end("completed", "")
+
+
+def _flush(
+    progress: Progress,
+    parts: Parts,
+    recorder: Recorder,
+    display: Display,
+    witness: Witness,
+    inputs: Tensor | None = None,
+) -> None:
+    """Bring what has gathered to the host; a step among it that was not finite ends the run."""
+    broken = witness.looked(recorder.flush())
+    display.progress(progress.done, recorder.latest)
+    if broken is not None:
+        progress.outcome.broken, progress.outcome.steps = broken, broken.step
+        progress.end("diverged", _describe(broken, parts, inputs))
+
+
+def evaluate_into(
+    outcome: Outcome, parts: Parts, recorder: Recorder, display: Display, done: int, poll: Callable[[], None]
+) -> None:
+    """Evaluate on the test split, and pass the result on to all who want it; ``poll`` may raise to break it off."""
+    loss, accuracy = evaluate(parts.model, parts.data.test, parts.loss, parts.data.is_classification, poll)
     outcome.test_loss, outcome.test_accuracy, outcome.evaluated = loss, accuracy, True
     if accuracy is not None:
         outcome.best_test_accuracy = max(accuracy, outcome.best_test_accuracy or 0.0)
@@ -185,35 +178,20 @@ def evaluate_into(outcome: Outcome, parts: Parts, recorder: Recorder, display: D
     display.evaluated(done, loss, accuracy, recorder.latest)
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, split: Split, loss: Loss, classification: bool) -> tuple[float, float | None]:
-    """Mean loss and, for classes, accuracy in [0, 1] over a split, in evaluation mode; one transfer at the end."""
-    model.eval()
-    total = torch.zeros((), device=split.inputs.device)
-    correct = torch.zeros((), device=split.inputs.device)
-    for start in range(0, len(split), EVALUATION_BATCH):
-        part = slice(start, start + EVALUATION_BATCH)
-        inputs, targets = split.inputs[part], split.targets[part]
-        outputs = model(inputs)
-        total += loss(outputs, targets) * len(inputs)
-        if classification:
-            # NaN has an argmax too; it is no answer.
-            correct += ((outputs.argmax(1) == targets) & outputs.isfinite().all(1)).sum()
-    model.train()
-    loss_sum, right = torch.stack([total, correct]).tolist()
-    return loss_sum / len(split), right / len(split) if classification else None
-
-
-def _describe(broken: NonFinite, parts: Parts, inputs: Tensor) -> str:
+def _describe(broken: NonFinite, parts: Parts, inputs: Tensor | None) -> str:
     """The reason of a divergence in one line, with the layer where it began."""
     names = parts.probe.tags
-    if broken.layer is not None:
+    if broken.where:
+        where = broken.where
+    elif broken.layer is not None:
         where = f"first in layer {names[broken.layer]} on the way back"
     elif broken.quantity == "gradient":
         where = "in no layer's weights but in other parameters"
     elif not parts.check_every_step:
         where = "losses on a GPU are looked at in bulk, so no layer is named; on_divergence=skip looks at each"
     else:
+        # Seen at once, so that the step's own inputs are at hand.
+        assert inputs is not None
         layer = first_overflowing_layer(parts, inputs)
         where = f"first in the output of layer {names[layer]} on the way forward"
         broken.layer = layer

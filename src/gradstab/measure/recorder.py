@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradstab import plain
 from gradstab.events import EventWriter, Vector
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.probe import GradientNorms
 
 FLUSH_STEPS = 64
 FLUSH_SECONDS = 1.0
+_COUNTED = ("latest", "clipped_steps", "skipped_steps", "recorded_steps")
 
 
 @dataclass
@@ -39,11 +41,15 @@ class StepRecord:
 
 @dataclass
 class NonFinite:
-    """The first step that had a non-finite loss or gradient; ``layer`` is an index, None where nothing tells."""
+    """The first step that had a non-finite loss or gradient; ``layer`` is an index, None where nothing tells.
+
+    ``where`` says in words where it began, as far as somebody has looked.
+    """
 
     step: int
     quantity: str
     layer: int | None
+    where: str = ""
 
 
 @dataclass
@@ -97,14 +103,12 @@ class Recorder:
 
     @property
     def due(self) -> bool:
-        """Whether enough has gathered, in steps or in time, to be worth a transfer."""
+        """Whether enough has gathered, in steps or in time, to be worth a transfer.
+
+        Time decides when something is shown and written, nothing that a run does depends on it.
+        """
         waited = len(self._pending) > 0 and self._wall_times[-1] - self._flushed_at > FLUSH_SECONDS
         return waited or len(self._pending) >= FLUSH_STEPS
-
-    @property
-    def emptied(self) -> bool:
-        """Whether all that was added has been written."""
-        return not self._pending
 
     def flush(self) -> NonFinite | None:
         """Write everything gathered; returns the first non-finite step, which ends what is written."""
@@ -122,6 +126,16 @@ class Recorder:
                 return broken
         self._writer.flush()
         return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been counted and seen so far; to be taken after a flush."""
+        assert not self._pending
+        return {name: plain.pack(getattr(self, name)) for name in _COUNTED}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        for name in _COUNTED:
+            setattr(self, name, plain.unpack(state_dict[name]))
 
     def write_evaluation(self, step: int, loss: float, accuracy: float | None) -> None:
         """Record an evaluation on the test split after ``step`` steps."""

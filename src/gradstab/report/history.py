@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradstab import dashboard
+from gradstab import dashboard, plain
 from gradstab.events import EventWriter, Series, Vector
 
 COLUMNS = 256
@@ -176,12 +176,23 @@ class Pictures:
             self._draw()
             self._next *= 2
 
-    def finish(self) -> None:
-        """Draw the whole run, and write the chart of the profile over depth; to be called once."""
-        if self._drawn != self._step:
+    def finish(self, *, short: bool = True) -> None:
+        """Draw the whole run, and write the chart of the profile over depth; to be called once.
+
+        With ``short=False`` a run that never came to its first pictures gets none at its end either.
+        """
+        if self._drawn != self._step and (short or self._drawn >= 0):
             self._draw()
         for layer, summary in enumerate(dashboard.depth_profile(profiles(self._history, self._theory))):
             self._writer.write_summary(summary, layer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` needs to go on from here."""
+        return plain.state_of(self, "_writer", "_theory")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        plain.restore(self, state_dict)
 
     def _draw(self) -> None:
         self._drawn = self._step

@@ -1,0 +1,100 @@
+"""What run.json says of a run: its beginning, its end, and that it went on in between."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gradstab import reproducibility, run_directory
+from gradstab.config import Config, to_container
+from gradstab.determinism import kernels, nondeterministic
+from gradstab.measure.recorder import Recorder
+from gradstab.parts import Parts
+from gradstab.progress import Outcome
+
+
+def opening_record(config: Config, parts: Parts) -> dict[str, Any]:
+    """What is known of a run before its first step."""
+    device = parts.probe.parameters[0].device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "status": "running",
+        "reason": "",
+        "identity": run_directory.identity(to_container(config)),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": _clock(),
+        "planned_steps": config.total_steps,
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "seed": config.seed,
+        "nondeterministic": nondeterministic(config, device),
+        "kernels": kernels(device),
+        "versions": reproducibility.versions(),
+        "git_commit": reproducibility.git_commit(),
+        "parameters": sum(p.numel() for p in parts.model.parameters()),
+        "layers": parts.probe.tags,
+    }
+
+
+def closing_record(outcome: Outcome, recorder: Recorder, seconds: float) -> dict[str, Any]:
+    """What has come of a run, at its end or as far as it got."""
+    latest = recorder.latest
+    depth = latest.depth
+    record: dict[str, Any] = {
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "steps": outcome.steps,
+        "skipped_steps": recorder.skipped_steps,
+        "clipped_steps": recorder.clipped_steps,
+        "train_loss": _known(latest.loss, recorder.recorded_steps > 0),
+        "test_loss": _known(outcome.test_loss, outcome.evaluated),
+        "test_accuracy": outcome.test_accuracy,
+        "best_test_accuracy": outcome.best_test_accuracy,
+        "depth_factor": depth.factor if depth else None,
+        "depth_factor_r2": depth.r2 if depth else None,
+        "first_layer_grad_norm": latest.layer_grad_norms[0] if latest.layer_grad_norms else None,
+        "last_layer_grad_norm": latest.layer_grad_norms[-1] if latest.layer_grad_norms else None,
+        "seconds": seconds,
+    }
+    if outcome.broken is not None:
+        layer = outcome.broken.layer
+        record["non_finite"] = {
+            "step": outcome.broken.step,
+            "quantity": outcome.broken.quantity,
+            "layer": None if layer is None else recorder.layer_tags[layer],
+        }
+    return record
+
+
+def _known(value: float, known: bool) -> float | None:
+    """A measured value, which may be NaN, or None for one that was never measured."""
+    return value if known else None
+
+
+def resumption(earlier: Mapping[str, Any], now: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """What run.json keeps of a run's beginning, and that it goes on, with whatever has changed around it since."""
+    entry: dict[str, Any] = {"step": step, "at": _clock()}
+    before = earlier.get("versions")
+    changed = {
+        name: f"{before[name]} -> {version}"
+        for name, version in now["versions"].items()
+        if isinstance(before, Mapping) and before.get(name, version) != version
+    }
+    if earlier.get("threads", now["threads"]) != now["threads"]:
+        changed["threads"] = f"{earlier['threads']} -> {now['threads']}"
+    if changed:
+        entry["changed"] = changed
+    past = earlier.get("resumed")
+    begun = {key: earlier[key] for key in ("started", "versions", "git_commit") if key in earlier}
+    return begun | {"resumed": [*(past if isinstance(past, list) else []), entry]}
+
+
+def _clock() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
