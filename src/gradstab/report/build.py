@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.events import Records
-from gradstab.report import exports, finding, multiples, page, runs, style, table
+from gradstab.report import exports, finding, multiples, page, runs, style, table, telling
 from gradstab.report.digest import Digest, digest
 
 PAGE = "report.html"
@@ -66,6 +66,11 @@ def _title(folders: Sequence[Path]) -> str:
     return runs.printable(folders[0].resolve().name) if len(folders) == 1 else f"{len(folders)} folders"
 
 
+def _figures(target: Path) -> Path:
+    """Where a page's pictures go by themselves."""
+    return target.with_name(f"{target.stem}_figures")
+
+
 def _target(request: Request) -> Path:
     """Where the page goes; its folder exists afterwards."""
     out = request.out
@@ -78,6 +83,9 @@ def _target(request: Request) -> Path:
         raise ConfigError(f"--out {out}: is a file; allowed: a folder, or a file's name that ends in .html")
     else:
         target = out / PAGE
+    if request.figures and _figures(target).is_symlink():
+        # A run from somebody else may have it point anywhere.
+        raise GradstabError(f"{_figures(target)}: is a link; allowed: --out with another place")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,6 +108,7 @@ def _read(
             stack.callback(tables[-1].close)
         for directory, name in zip(directories, finding.names(list(directories)), strict=True):
             run = runs.load(directory, name)
+            telling.tell(run)
             data = digest(run, request.steps, coarse=len(directories) > DETAILED)
             _note_steps(run, data, request.steps)
             for one in tables:
@@ -127,7 +136,7 @@ def _say_what_is_missing(found: Sequence[runs.Run], note: Callable[[str], object
 def _write_pictures(
     request: Request, target: Path, sections: Sequence[page.Section], digests: Sequence[Digest]
 ) -> tuple[Path, int]:
-    folder = target.with_name(f"{target.stem}_figures")
+    folder = _figures(target)
     pictures: list[tuple[Path, page.Drawing, str]] = []
     taken: set[str] = set()
     for section in sections:

@@ -14,10 +14,13 @@ import yaml
 from gradstab import dashboard
 from gradstab.errors import GradstabError
 from gradstab.events import Records, read_records
+from gradstab.files import read_text
 from gradstab.measure.verdict import Verdict
+from gradstab.report.standing import mend_status
 from gradstab.run_directory import CONFIG_FILE, RUN_FILE
 
 EVENT_FILES = "events.out.tfevents."
+_BESIDE = ("defaults", "out_dir", "hydra", "checkpoint")
 
 
 @dataclass
@@ -25,8 +28,8 @@ class Run:
     """One run as far as it can be read.
 
     ``record`` is run.json, ``settings`` the configuration by dotted key; either is empty where it cannot be read.
-    ``theory`` has ``signal_grad_norm``, relative to the topmost hidden layer, or else ``reason``. ``notes`` say in a
-    few words each what is missing.
+    ``theory`` has ``signal_grad_norm``, relative to the topmost hidden layer, or else ``reason``. ``story`` is what
+    :func:`gradstab.report.telling.tell` adds. ``notes`` say in a few words each what is missing.
     """
 
     directory: Path
@@ -37,6 +40,7 @@ class Run:
     layers: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
     theory: dict[str, Any] = field(default_factory=dict)
+    story: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -87,7 +91,7 @@ def load(directory: Path, name: str) -> Run:
 
 def _read_record(directory: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        record = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
+        record = json.loads(read_text(directory / RUN_FILE))
     except FileNotFoundError:
         notes.append(f"no {RUN_FILE}")
     except (OSError, ValueError, RecursionError) as error:
@@ -102,7 +106,7 @@ def _read_record(directory: Path, notes: list[str]) -> dict[str, Any]:
 def _read_settings(directory: Path, notes: list[str], *, expected: bool) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = (directory / CONFIG_FILE).read_text(encoding="utf-8")
+        text = read_text(directory / CONFIG_FILE)
         # Aliases, which gradstab never writes, can make a short file stand for an endless one.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
             raise ValueError
@@ -115,8 +119,8 @@ def _read_settings(directory: Path, notes: list[str], *, expected: bool) -> dict
         notes.append(f"{CONFIG_FILE} cannot be read ({type(error).__name__})")
     else:
         if isinstance(container, dict):
-            # Hydra's own, and where this very run lies, are not what was chosen for it.
-            settings = {key: value for key, value in container.items() if key not in ("defaults", "out_dir", "hydra")}
+            # Hydra's own, where this very run lies and what it keeps, are not what was chosen for it.
+            settings = {key: value for key, value in container.items() if key not in _BESIDE}
             return {printable(key): _plain(value) for key, value in dashboard.flat(settings).items()}
         notes.append(f"{CONFIG_FILE} holds no configuration")
     return {}
@@ -160,9 +164,8 @@ def _note_what_is_missing(run: Run) -> None:
         run.notes.append("no per-layer gradient norms" + _because_none(run))
     if "signal_grad_norm" not in run.records.vectors and "grad_norm" in run.records.vectors:
         run.notes.append("no measured step: neither signal_grad_norm nor activation statistics")
-    if run.status == "running":
-        run.notes.append("still running, or killed: no final figures")
-    elif "status" not in run.record and not any(RUN_FILE in note for note in run.notes):
+    run.notes += mend_status(run.directory, run.record)
+    if "status" not in run.record and not any(RUN_FILE in note for note in run.notes):
         run.notes.append(f"{RUN_FILE} has no status")
 
 

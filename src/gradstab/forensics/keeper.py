@@ -1,0 +1,220 @@
+"""Beside a run, until a value is not finite: what is kept then. Measuring nothing itself, it changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradstab import checkpoint
+from gradstab.errors import GradstabError
+from gradstab.forensics.look import Moved, look_at, look_at_evaluation
+from gradstab.forensics.snapshot import CHECKPOINT_FILE, FOLDER, LAST_STEPS, SNAPSHOT_FILE, Look, Origin, Past, Snapshot
+from gradstab.forensics.story import where
+from gradstab.measure.recorder import FLUSH_STEPS, NonFinite, StepRecord
+from gradstab.parts import Parts
+from gradstab.progress import Outcome
+from gradstab.training import train_step
+
+
+class _Row(NamedTuple):
+    """One step as the ring holds it: references to what the step left on the device, and which samples it saw."""
+
+    record: StepRecord
+    indices: Tensor
+
+
+class Keeper:
+    """Watches a run's steps and keeps a snapshot of the first that was not finite in ``directory``/forensics.
+
+    ``identity`` is that of the run's configuration, which a checkpoint carries; ``start`` is the first step to come.
+
+    Where every step is looked at before its update, the state from just before a broken one is at hand: weights and
+    optimizer have not moved, and :class:`Moved` holds what the forward pass did move. Where losses are looked at in
+    bulk (on a GPU), the whole state is copied on the device at the first step after each look; from there the steps are
+    run once more, looking at each.
+    """
+
+    def __init__(self, parts: Parts, directory: Path, identity: str, start: int = 0) -> None:
+        self.folder = directory / FOLDER
+        self._identity = identity
+        self.problem = ""
+        self._parts = parts
+        self.kept = _kept_before(self.folder, start)
+        self._moved = Moved(parts.model)
+        in_bulk = not parts.check_every_step
+        self._ring: deque[_Row] = deque(maxlen=LAST_STEPS + 1 + (FLUSH_STEPS if in_bulk else 0))
+        self._found: tuple[str, int | None, Origin] | None = None
+        self._anchored: tuple[int, dict[str, Any]] | None = None
+        self._anchor_due = in_bulk
+        self._indices: Tensor | None = None
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What run.json says of it."""
+        if self.problem:
+            return {"forensics_problem": self.problem}
+        return {"forensics": f"{FOLDER}/{SNAPSHOT_FILE}"} if self.kept else {}
+
+    def before(self, step: int, indices: Tensor) -> None:
+        """A step is about to see the samples ``indices`` of the training split."""
+        self._indices = indices
+        if self.kept:
+            return
+        if self._parts.check_every_step:
+            self._moved.keep()
+        elif self._anchor_due:
+            self._anchored, self._anchor_due = (step, copy.deepcopy(self._parts.state_dict())), False
+
+    def after(self, record: StepRecord) -> None:
+        """The step has been made, or found broken; the schedule has not moved on yet."""
+        assert self._indices is not None
+        if self.kept:
+            return
+        self._ring.append(_Row(record, self._indices))
+        if not record.updated:
+            self._keep(exact=True)
+
+    def looked(self, broken: NonFinite | None) -> NonFinite | None:
+        """All steps so far have been looked at in bulk; returns ``broken``, with the layer where it has been found."""
+        if not self._parts.check_every_step and not self.kept:
+            self._anchor_due = broken is None
+            if broken is not None:
+                broken = self._rewind(broken)
+        if broken is None or self._found is None:
+            return broken
+        quantity, layer, origin = self._found
+        if layer is None and quantity == "loss":
+            tags = self._parts.probe.tags
+            layer = len(tags) - 1 if origin.layer is None else tags.index(origin.layer)
+        return replace(broken, quantity=quantity, layer=layer, where=where(origin, self._parts.probe.tags[-1]))
+
+    def ended(self, outcome: Outcome) -> None:
+        """The run is over; keeps a snapshot where only the loss on the test split was not finite."""
+        if outcome.status == "diverged" and not self.kept and self._ring and not math.isfinite(outcome.test_loss):
+            self._moved.keep()
+            look, origin = look_at_evaluation(self._parts, outcome.test_loss)
+            self._write(outcome.steps, "test loss", None, origin, look, exact=True)
+
+    def _rewind(self, broken: NonFinite) -> NonFinite:
+        """Run the steps since the last look once more, from the state that was copied, up to the broken one.
+
+        ``parts`` are left in the state from just before it.
+        """
+        parts, data = self._parts, self._parts.data.train
+        assert self._anchored is not None
+        start, state = self._anchored
+        rows = [row for row in self._ring if start <= row.record.step <= broken.step]
+        parts.load_state_dict(state)
+        parts.check_every_step = True
+        for row in rows:
+            self._moved.keep()
+            record = train_step(
+                parts, row.record.step, data.inputs[row.indices], data.targets[row.indices], measure_all=False
+            )
+            if not record.updated or row is rows[-1]:
+                break
+            if parts.schedule is not None:
+                parts.schedule.after_step()
+        parts.check_every_step = False
+        while self._ring and self._ring[-1].record.step >= record.step:
+            self._ring.pop()
+        self._ring.append(_Row(record, row.indices))
+        if record.updated:
+            # The device gave other numbers this time.
+            return broken
+        self._keep(exact=False)
+        return replace(broken, step=record.step)
+
+    def _keep(self, *, exact: bool) -> None:
+        """Look at the ring's last step once more, and write what is to be kept."""
+        parts, row = self._parts, self._ring[-1]
+        past = self._past()
+        quantity, layer = _broken(past)
+        now = Moved(parts.model)
+        now.keep()
+        self._moved.put_back()
+        data = parts.data.train
+        look, origin = look_at(parts, data.inputs[row.indices], data.targets[row.indices])
+        self._moved.put_back()
+        self._found = quantity, layer, origin
+        self._write(row.record.step, quantity, layer, origin, look, exact=exact)
+        if parts.skip_non_finite:
+            now.put_back()
+
+    def _write(self, step: int, quantity: str, layer: int | None, origin: Origin, look: Look, *, exact: bool) -> None:
+        """Write snapshot and checkpoint; a disk that does not take them does not end the run."""
+        parts, last, tags = self._parts, self._ring[-1], self._parts.probe.tags
+        on_step = last.record.step == step
+        dtype = parts.probe.parameters[0].dtype
+        snapshot = Snapshot(
+            step=step,
+            quantity=quantity,
+            layer=None if layer is None else tags[layer],
+            origin=origin,
+            learning_rate=last.record.lr,
+            batch=last.indices.tolist() if on_step else [],
+            precision=str(dtype).removeprefix("torch."),
+            largest=torch.finfo(dtype).max,
+            device=str(parts.probe.parameters[0].device),
+            skipped=parts.skip_non_finite,
+            layers=tags,
+            look=look,
+            past=self._past(),
+            checkpoint=CHECKPOINT_FILE,
+            exact=exact,
+        )
+        self.kept = True
+        self._ring.clear()
+        try:
+            self.folder.mkdir(exist_ok=True)
+            checkpoint.write(self.folder / CHECKPOINT_FILE, self._identity, {"parts": parts.state_dict()})
+            snapshot.write(self.folder)
+        except (OSError, GradstabError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self.problem = f"no snapshot was kept: {self.folder / SNAPSHOT_FILE} could not be written ({reason})"
+
+    def _past(self) -> Past:
+        """The ring on the host, in one transfer; norms are summed up as the recorder does."""
+        rows, probe = [row.record for row in self._ring][-LAST_STEPS - 1 :], self._parts.probe
+        wide = torch.float32 if rows[0].loss.device.type == "mps" else torch.float64
+        losses = torch.stack([row.loss for row in rows]).to(wide).unsqueeze(1)
+        pre = [row.norms.to(wide) for row in rows if row.norms is not None]
+        post = [row.post_norms.to(wide) for row in rows if row.post_norms is not None]
+        sides = [torch.stack(side) if len(side) == len(rows) else None for side in (pre, post)]
+        columns = [losses, *(torch.linalg.vector_norm(side, dim=1, keepdim=True) for side in sides if side is not None)]
+        if sides[0] is not None:
+            columns.append(probe.by_layer(sides[0]))
+        table = torch.cat(columns, 1).tolist()
+        has_pre, has_post = (side is not None for side in sides)
+        first = 1 + has_pre + has_post
+        return Past(
+            [row.step for row in rows],
+            [values[0] for values in table],
+            [row.lr for row in rows],
+            [values[1] for values in table] if has_pre else [],
+            [values[2] / values[1] if values[1] else 1.0 for values in table] if has_pre and has_post else [],
+            [values[first:] for values in table] if has_pre else [],
+        )
+
+
+def _kept_before(folder: Path, start: int) -> bool:
+    """Whether a run that goes on at step ``start`` has kept its first broken step already."""
+    try:
+        return start > 0 and Snapshot.read(folder).step < start
+    except GradstabError:
+        return False
+
+
+def _broken(past: Past) -> tuple[str, int | None]:
+    """What the last step's own values tell: the loss, or a gradient and the layer nearest the output that has it."""
+    if not math.isfinite(past.loss[-1]) or not past.layer_grad_norm:
+        return "loss", None
+    bad = [i for i, norm in enumerate(past.layer_grad_norm[-1]) if not math.isfinite(norm)]
+    return "gradient", bad[-1] if bad else None
