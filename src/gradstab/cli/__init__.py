@@ -1,7 +1,7 @@
 """The command line: which subcommand runs, and with which exit code.
 
 Exit codes: 0 completed, diverged (a result) or asked-for text; 1 a failure; 2 a wrong command or configuration;
-130 interrupted by Ctrl-C. Nothing here imports torch before a run starts.
+130 interrupted by Ctrl-C, 143 by SIGTERM. Nothing here imports torch before a run starts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from gradstab import __version__
 from gradstab.cli.output import BAD_INPUT, FAILED, INTERRUPTED, OK, complain, say
-from gradstab.errors import ConfigError, GradstabError
+from gradstab.errors import ConfigError, GradstabError, Interrupted
+from gradstab.interrupts import listen
 
 USAGE = """\
 gradstab: are my gradients vanishing or exploding, where, why, and what mends it?
@@ -23,13 +24,16 @@ commands:
   train [OVERRIDES]   train a network and record its gradients, layer by layer
                         gradstab train                                  a 20-layer ReLU network on digits
                         gradstab train model=deep_mlp act=sigmoid       watch the gradient vanish
-                        gradstab train -m act=sigmoid,tanh,relu         a sweep
+                        gradstab train -m act=sigmoid,tanh,relu         a sweep; the same again goes on with it
                         gradstab train --cfg job                        show the configuration, do not train
+                        gradstab train --resume outputs/train/NAME      go on with a run that was interrupted
   probe [OVERRIDES]   look at a network's gradient before any training, beside what theory predicts
                         gradstab probe act=sigmoid init=xavier_normal   will it vanish, and what mends it?
                         gradstab probe probe.jacobian=true --json       singular values too, as JSON
   report DIR...       one page for a run, several, or a whole sweep (gradstab report --help)
                         gradstab report outputs/sigmoid --figures png   report.html and the pictures by themselves
+  explain RUN_DIR     what broke in a run that diverged, how it came to that, and what would have caught it
+  status DIR          how a sweep or a run stands: what is done, what runs now, what failed (--json for programs)
   list [GROUP]        every option of every group, with its knobs and the paper it is from
 
 options:
@@ -37,12 +41,13 @@ options:
   --version           the version
   -sc install=bash    print the shell function for Tab completion (bash, zsh, fish): eval "$(gradstab -sc install=bash)"
 
-exit codes: 0 completed or diverged, 1 failed, 2 wrong command or configuration, 130 interrupted
+exit codes: 0 completed or diverged, 1 failed, 2 wrong command or configuration, 130 interrupted, 143 terminated
 """
 
 
 def entry_point() -> None:
     """What the ``gradstab`` script and ``python -m gradstab`` call."""
+    listen()
     sys.exit(main(sys.argv[1:]))
 
 
@@ -70,6 +75,14 @@ def main(args: Sequence[str]) -> int:
                 from gradstab.cli.report import report
 
                 return report(rest)
+            case "explain":
+                from gradstab.cli.explain import explain
+
+                return explain(rest)
+            case "status":
+                from gradstab.cli.status import status
+
+                return say(USAGE) if asks_for_help else status(rest)
             case "list":
                 return say(USAGE) if asks_for_help else list_options(rest)
             case "-sc" | "--shell-completion" | "--shell_completion":
@@ -80,14 +93,16 @@ def main(args: Sequence[str]) -> int:
                 sys.stderr.write(USAGE)
                 return BAD_INPUT
             case _:
-                return complain(
-                    f"{command}: there is no such command; allowed: train, probe, report, list (see gradstab --help)"
-                )
+                commands = "train, probe, report, explain, status, list"
+                return complain(f"{command}: there is no such command; allowed: {commands} (see gradstab --help)")
     except ConfigError as error:
         return complain(*error.problems)
     except GradstabError as error:
         complain(str(error))
         return FAILED
+    except Interrupted as interrupted:
+        complain(interrupted.note or "interrupted")
+        return 128 + interrupted.signal
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED

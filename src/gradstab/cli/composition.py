@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gradstab.catalogue import CHOICES
+from gradstab.cli import resume
 from gradstab.cli.output import OK, say
+from gradstab.cli.trust import check_folders, check_names
 from gradstab.config.probe_options import PREFIX, PROBE_KEYS
+from gradstab.config.sweep_options import OBJECTIVES, SWEEP_KEYS, is_sweep_word
+from gradstab.config.sweep_options import PREFIX as SWEEP_PREFIX
 from gradstab.config.verdict_options import KINDS
 from gradstab.errors import ConfigError, GradstabError
 
@@ -29,11 +33,14 @@ COMMANDS = ("train", "probe", "list")
 _INTERNAL = ("hydra", "hydra.", "schema", "schema/")
 
 
-def compose(args: Sequence[str], job: Callable[[Any], None], flags: Sequence[str] = HYDRA_FLAGS) -> None:
+def compose(
+    args: Sequence[str], job: Callable[[Any], None], flags: Sequence[str] = HYDRA_FLAGS, folder: str = "outputs/sweeps"
+) -> None:
     """Check the words of a command, compose what they say, and call ``job`` with each configuration.
 
-    ``flags`` are those the command has; its own ones among them it takes out of ``args`` itself. Raises
-    :class:`ConfigError` with the reason where Hydra cannot compose it.
+    ``flags`` are those the command has; its own ones among them it takes out of ``args`` itself. ``folder`` is a
+    sweep's where the configuration has no ``out_dir``. Raises :class:`ConfigError` with the reason where Hydra cannot
+    compose it.
     """
     overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
     for arg in args:
@@ -42,9 +49,13 @@ def compose(args: Sequence[str], job: Callable[[Any], None], flags: Sequence[str
     for text in overrides:
         if text.partition("=")[0] in CHOICES and text.partition("=")[2].startswith("["):
             raise ConfigError(f"{text}: a group takes one option; several are a sweep: -m with commas between them")
+    check_names(overrides)
     # To Hydra, commas are a sweep unless they are quoted; this key takes several values.
     args = [re.sub(r"""^(stop_on=)([^\["']*,.*)$""", r"\1[\2]", arg) for arg in args]
-    _hydra(_multirun_first(_from_run_directory(args)), overrides, job)
+    _register_resolvers(folder)
+    args = _from_run_directory(args)
+    check_folders(args)
+    _hydra(_multirun_first(args), overrides, job)
 
 
 def complete(args: list[str]) -> int:
@@ -55,8 +66,8 @@ def complete(args: list[str]) -> int:
     if not any(arg.startswith("query=") for arg in args):
         pass
     elif typing_first:
-        return say(" ".join([*COMMANDS, "report", "--help", "--version"]) + "\n")
-    elif words[1] == "report":
+        return say(" ".join([*COMMANDS, "report", "explain", "status", "--help", "--version"]) + "\n")
+    elif words[1] in ("report", "explain", "status"):
         return say("\n")
     elif words[1] == "list":
         return say(" ".join(CHOICES) + "\n")
@@ -72,6 +83,12 @@ def _complete_overrides(args: list[str], command: str, line: str) -> int:
     words = line.split()
     typed = "" if line.endswith(" ") else words.pop()
     found = []
+    if command == "train" and (resuming := resume.completions(words, typed)) is not None:
+        return say(separator.join(resuming) + "\n")
+    if command == "train" and ({"-m", "--multirun"} & set(words)):
+        own = [f"objective={figure}" for figure in OBJECTIVES] if typed.startswith("objective=") else SWEEP_KEYS
+        found = [word for word in own if word.startswith(typed)]
+    words = [word for word in words if not is_sweep_word(word)]
     if command == "probe":
         own = ("probe.jacobian=true", "probe.jacobian=false") if typed.startswith("probe.jacobian=") else PROBE_KEYS
         found = [word for word in (*own, "--json") if word.startswith(typed)]
@@ -80,11 +97,11 @@ def _complete_overrides(args: list[str], command: str, line: str) -> int:
     if typed.startswith("stop_on="):
         before = typed[: max(typed.rfind("="), typed.rfind(",")) + 1]
         found += [before + kind for kind in KINDS if (before + kind).startswith(typed)]
-    elif not typed.startswith(("-", PREFIX)):
+    elif not typed.startswith(("-", PREFIX, SWEEP_PREFIX, "objective=")):
         os.environ["COMP_LINE"] = " ".join([*words, typed])
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             _hydra(["--shell-completion", *args], args, lambda _composed: None)
-        found += [word for word in printed.getvalue().strip("\n").split(separator) if word not in _INTERNAL]
+        found += [w for w in printed.getvalue().strip("\n").split(separator) if w not in (*_INTERNAL, "objective=")]
     return say(separator.join(found) + "\n")
 
 
@@ -94,7 +111,6 @@ def _hydra(args: list[str], overrides: Sequence[str], job: Callable[[Any], None]
     from gradstab.config import register_schema, translate
 
     register_schema()
-    _register_resolvers()
     # Without this, Hydra prints its own account of an error and exits with 1 before we can say it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *args]
@@ -103,17 +119,18 @@ def _hydra(args: list[str], overrides: Sequence[str], job: Callable[[Any], None]
     except GradstabError:
         raise
     except Exception as error:
+        if isinstance(error.__cause__, GradstabError):
+            # Hydra wraps what the classes say that it makes an instance of.
+            raise error.__cause__ from error
         # Runs report their own failures: what escapes Hydra is about composing the configuration.
         raise translate(error, overrides) from error
 
 
-def _register_resolvers() -> None:
+def _register_resolvers(folder: str) -> None:
     from omegaconf import OmegaConf
 
-    from gradstab.run_directory import new_name
-
     OmegaConf.register_new_resolver(
-        "gradstab_sweep_dir", lambda out_dir: out_dir or f"outputs/sweeps/{new_name()}", use_cache=True, replace=True
+        "gradstab_sweep_dir", lambda out_dir: str(Path(out_dir or folder).expanduser()), replace=True
     )
 
 

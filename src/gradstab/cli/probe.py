@@ -19,6 +19,10 @@ FLAGS = ("--json", *(flag for flag in HYDRA_FLAGS if flag not in ("-m", "--multi
 _IDLE = {
     "out_dir=": "writes nothing",
     "quiet=": "only prints",
+    "checkpoint=": "writes nothing",
+    "checkpoint.": "writes nothing",
+    "objective=": "is one network, no sweep",
+    "sweep.": "is one network, no sweep",
     "stop_on=": "ends before the first update",
     "images_after=": "makes no pictures",
     "measure=": "measures everything, once",

@@ -1,52 +1,86 @@
-"""``gradstab train``: compose with Hydra, then hand each configuration to the runner."""
+"""``gradstab train``: compose with Hydra, then hand each configuration to the runner, or a sweep's to its engine."""
 
 from __future__ import annotations
 
 import os
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from gradstab.cli.composition import compose
 from gradstab.cli.output import FAILED, OK, complain
+from gradstab.cli.resume import asks_to_resume, resume
+from gradstab.config import one_of
+from gradstab.config.sweep_options import PREFIX, is_sweep_word, objective, sweep_knobs
 from gradstab.errors import ConfigError, GradstabError
+from gradstab.launchers import LAUNCHERS
 
 _exit_codes: list[int] = []
+_SWEEP_FLAGS = ("-m", "--multirun")
+_ONLY_SWEEPS = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.")
 
 
 def train(args: Sequence[str]) -> int:
     """Train once, or once for each cell of a sweep; returns the exit code of the worst."""
+    if asks_to_resume(args):
+        return resume(args)
     _exit_codes.clear()
-    compose(args, _run_job)
+    own = [word for word in args if is_sweep_word(word)]
+    words = [word for word in args if word not in own]
+    if any(word in _SWEEP_FLAGS or word == "hydra.mode=MULTIRUN" for word in args):
+        return _sweep(words, own)
+    for word in args:
+        if word in own or word.startswith(_ONLY_SWEEPS):
+            raise ConfigError(f"{word}: no effect on a single run; add -m for a sweep")
+    compose(words, _run_job)
     return max(_exit_codes, default=OK)
 
 
+def _sweep(words: list[str], own: Sequence[str]) -> int:
+    knobs = sweep_knobs([word for word in own if word.startswith(PREFIX)])
+    figures = [word.partition("=")[2] for word in own if not word.startswith(PREFIX)]
+    if len(figures) > 1:
+        raise ConfigError(f"objective={figures[-1]}: was given already as {figures[0]}; allowed: one")
+    for word in words:
+        group, _, name = word.partition("=")
+        if group == "hydra.sweep.subdir":
+            raise ConfigError(f"{word}: no effect, as a cell's directory follows from its configuration; leave it out")
+        if group == "hydra/launcher" and name not in LAUNCHERS:
+            raise ConfigError(f"{word}: keeps no ledger; {one_of(LAUNCHERS, name)}")
+
+    # A run's own config.yaml has no such key, hence the plus signs.
+    words = [*words, *(f"++objective={objective(figure)}" for figure in figures)]
+
+    from gradstab.cli.session import conduct, default_folder
+    from gradstab.cli.sweep import begin
+
+    code = conduct(begin(knobs), lambda: compose(words, _run_job, folder=default_folder(words)))
+    return max(code, *_exit_codes, OK)
+
+
 def _run_job(composed: Any) -> None:
-    """One run, or one cell of a sweep, whose failure must not stop the others."""
+    """One run."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     from gradstab.config import from_hydra
-    from gradstab.run_directory import cell_name
 
     settings = HydraConfig.get()
     # Unresolved: an interpolation in an override is checked with the rest.
     overrides = list(map(str, OmegaConf.to_container(settings.overrides.task, resolve=False) or ()))
-    directory = None
-    if settings.mode == RunMode.MULTIRUN:
-        directory = Path(settings.sweep.dir) / cell_name(settings.job.num, settings.job.override_dirname)
     try:
+        if settings.mode == RunMode.MULTIRUN:
+            chosen = settings.runtime.choices.get("hydra/launcher")
+            raise ConfigError(f"hydra/launcher={chosen}: keeps no ledger; allowed: {', '.join(LAUNCHERS)}")
+        _refuse_sweep(settings)
         config = from_hydra(composed, overrides)
-        if directory is not None and config.out_dir is not None and Path(config.out_dir) != Path(settings.sweep.dir):
-            raise ConfigError(f"out_dir={config.out_dir}: is the folder of the whole sweep; allowed: one for all cells")
 
         from gradstab.expectation import caveats
         from gradstab.runner import run
 
         complain(*caveats(config))
-        run(config, directory)
+        run(config)
     except ConfigError as error:
         _exit_codes.append(complain(*error.problems))
     except GradstabError as error:
@@ -59,3 +93,14 @@ def _run_job(composed: Any) -> None:
         _exit_codes.append(FAILED)
     else:
         _exit_codes.append(OK)
+
+
+def _refuse_sweep(settings: Any) -> None:
+    """An experiment's own sweep has no effect on a single run."""
+    if not settings.sweeper.get("params"):
+        return
+
+    from gradstab.cli.sweep import size_of
+
+    name = settings.runtime.choices.get("experiment")
+    raise ConfigError(f"experiment={name}: is {size_of(settings.sweeper.params)}; add -m to run them")

@@ -18,6 +18,8 @@ from gradstab.errors import ConfigError
 T = TypeVar("T")
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+# Composed with a run, as an experiment may carry it, and no part of its configuration.
+_OF_THE_SWEEP = ("objective",)
 
 
 def register_schema() -> None:
@@ -29,7 +31,7 @@ def register_schema() -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    store.store(group="schema", name="run", node=_schema_of(Run, *GROUPS))
+    store.store(group="schema", name="run", node=_schema_of(Run, *GROUPS, *_OF_THE_SWEEP))
     for group, options in OPTIONS.items():
         for name, option in options.items():
             store.store(group=f"schema/{group}", name=name, node=_schema_of(option))
@@ -65,6 +67,7 @@ def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(composed, Mapping):
         raise ConfigError(f"the configuration is {composed!r}: it must be a mapping of keys to values")
 
+    composed = {key: value for key, value in composed.items() if key not in _OF_THE_SWEEP}
     explicit = {text.split("=", 1)[0].lstrip("+~") for text in overrides}
     renamed = [key.removesuffix(".name") for key in sorted(explicit) if key in {f"{group}.name" for group in GROUPS}]
     if renamed:

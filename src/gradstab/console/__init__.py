@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -17,9 +17,12 @@ from gradstab.config import Config
 from gradstab.console.verdict import verdict_text
 from gradstab.events import shown_layers
 from gradstab.measure.depth import over_depth
-from gradstab.measure.recorder import Latest
 from gradstab.measure.verdict import Verdict
-from gradstab.training import Display, Outcome, Parts
+
+# Sweeps and `gradstab status` print from here too, and need no torch.
+if TYPE_CHECKING:
+    from gradstab.measure.recorder import Latest
+    from gradstab.training import Display, Outcome, Parts
 
 BAR_WIDTH = 18
 MAX_ROWS = 24
@@ -129,6 +132,10 @@ def summary(config: Config, parts: Parts, outcome: Outcome, record: dict[str, An
     console.print(Text(_ending(outcome, record), style=style), soft_wrap=True)
     console.print(Text(f"run          {directory}"), soft_wrap=True)
     console.print(Text(f"TensorBoard  tensorboard --logdir {directory}"), soft_wrap=True)
+    if "forensics" in record:
+        console.print(Text(f"what broke   gradstab explain {directory}"), soft_wrap=True)
+    if "forensics_problem" in record:
+        console.print(Text(record["forensics_problem"], style="red"), soft_wrap=True)
 
 
 def _ending(outcome: Outcome, record: dict[str, Any]) -> str:

@@ -1,0 +1,35 @@
+"""``gradstab status``: how a sweep or a run stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradstab.cli.output import OK, complain, say
+from gradstab.errors import ConfigError
+
+_MOST_DAMAGED = 3
+
+
+def status(args: Sequence[str]) -> int:
+    """Print the state of the one folder given, as one JSON object with ``--json``."""
+    folders = [word for word in args if not word.startswith("-")]
+    for flag in args:
+        if flag.startswith("-") and flag != "--json":
+            raise ConfigError(f"{flag}: there is no such flag; allowed: --json")
+    if len(folders) != 1:
+        said = "needs a folder" if not folders else f"takes one folder, not {len(folders)}"
+        raise ConfigError(f"status {' '.join(folders)}".rstrip() + f": {said}; allowed: gradstab status DIR [--json]")
+    if not folders[0] or "\0" in folders[0]:
+        raise ConfigError(f"{folders[0]!r}: is no folder; allowed: a sweep's folder or a run's directory")
+
+    from gradstab.console.status import show
+    from gradstab.sweeps import status as stands
+
+    state = stands.status(Path(folders[0]).expanduser())
+    if "--json" in args:
+        return say(json.dumps(state, indent=2) + "\n")
+    show(state)
+    complain(*state.get("damaged", [])[:_MOST_DAMAGED])
+    return OK

@@ -1,0 +1,94 @@
+"""What steers a sweep and is no part of a run's configuration: ``sweep.*`` and ``objective``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gradstab.config.compose import one_of, read_knobs
+from gradstab.config.fields import checked
+from gradstab.errors import ConfigError
+
+PREFIX = "sweep."
+RETRIABLE = ("failed", "diverged")
+# Figures in run.json that an optimizing sweeper can work with.
+OBJECTIVES = (
+    *("test_accuracy", "best_test_accuracy", "test_loss", "train_loss", "depth_factor", "depth_factor_r2"),
+    *("first_layer_grad_norm", "last_layer_grad_norm", "steps", "skipped_steps", "clipped_steps", "seconds"),
+)
+DEFAULT_OBJECTIVE = "test_accuracy"
+
+
+def _kinds(value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        return ()
+    return tuple(dict.fromkeys(kind.strip() for text in texts for kind in str(text).split(",")))
+
+
+def _retry_problem(value: Any) -> str | None:
+    kinds = _kinds(value)
+    return None if kinds and set(kinds) <= set(RETRIABLE) else f"must be one or both of {', '.join(RETRIABLE)}"
+
+
+@dataclass(frozen=True)
+class SweepKnobs:
+    """Which cells run although they ran before, and whether the first failure ends the sweep.
+
+    ``retry`` names what became of the cells that are to run again; ``force`` stands for all of them.
+    """
+
+    retry: Any = checked(None, _retry_problem, "failed, diverged, or both with a comma between them")
+    force: bool = False
+    fail_fast: bool = False
+
+    @property
+    def again(self) -> tuple[str, ...]:
+        """The outcomes after which a cell runs once more."""
+        if self.force:
+            return ("completed", "diverged", "failed")
+        return () if self.retry is None else _kinds(self.retry)
+
+
+SWEEP_KEYS = (*(f"{PREFIX}{f.name}=" for f in fields(SweepKnobs)), "objective=")
+
+
+def is_sweep_word(word: str) -> bool:
+    """Whether a word of the command steers the sweep instead of configuring its cells."""
+    return word.startswith((PREFIX, "objective="))
+
+
+def sweep_knobs(words: Sequence[str]) -> SweepKnobs:
+    """The knobs that ``words`` set, each ``sweep.NAME=VALUE``; :class:`ConfigError` with a line for each wrong one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    given: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.removeprefix(PREFIX).partition("=")
+        if name in given:
+            raise ConfigError(f"{word}: {PREFIX}{name} was given already; allowed: once")
+        # To Hydra, commas are a sweep; here they are several kinds.
+        quoted = f"{PREFIX}{name}=[{value}]" if name == "retry" and "," in value and value[0] not in "[\"'" else word
+        try:
+            override = parser.parse_override(quoted)
+        except HydraException as error:
+            raise ConfigError(f"{word}: cannot be read; allowed: KEY=VALUE") from error
+        if override.is_sweep_override():
+            raise ConfigError(f"{word}: several values; allowed: one, as it is about the whole sweep")
+        given[name] = override.value()
+    knobs = read_knobs(SweepKnobs, given, "sweep")
+    if knobs.force and knobs.retry is not None:
+        raise ConfigError(f"sweep.retry={','.join(_kinds(knobs.retry))}: no effect with sweep.force=true")
+    return knobs
+
+
+def objective(value: Any) -> str:
+    """The figure that is returned to Hydra's sweeper, checked; None stands for the default."""
+    if value is None:
+        return DEFAULT_OBJECTIVE
+    if not isinstance(value, str) or value not in OBJECTIVES:
+        raise ConfigError(f"objective={value}: is no figure of a run; {one_of(OBJECTIVES, str(value))}")
+    return value

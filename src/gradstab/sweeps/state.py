@@ -1,0 +1,62 @@
+"""What is true of a cell: the ledger's word, held against its directory and against who is alive."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gradstab.claims import is_claimed
+from gradstab.files import open_regular, read_text
+from gradstab.run_directory import RUN_FILE
+from gradstab.sweeps.ledger import ENDED, FAILED, INTERRUPTED, PENDING, RUNNING, Entry
+
+NO_SPACE = os.strerror(errno.ENOSPC)
+_DIED = "the process that ran it is gone"
+
+
+def recorded(directory: Path) -> dict[str, Any]:
+    """A run's record as far as there is one that can be read."""
+    try:
+        record = json.loads(read_text(directory / RUN_FILE))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def print_of(directory: Path) -> str:
+    """What tells the run in a directory from an earlier or later one there; empty where there is none."""
+    try:
+        with open_regular(directory / RUN_FILE) as file:
+            return hashlib.sha256(file.read()).hexdigest()[:16]
+    except OSError:
+        return ""
+
+
+def true_state(folder: Path, entry: Entry) -> Entry:
+    """The entry with its true status.
+
+    Who runs a cell holds the claim on its directory; a run that ended says so in its run.json, also where nobody was
+    left to tell the ledger; and a run that has been removed has not been made.
+    """
+    directory = folder / entry.directory
+    if entry.status in ENDED and (directory / RUN_FILE).is_file():
+        return entry
+    if is_claimed(directory):
+        return replace(entry, status=RUNNING, reason="")
+    if entry.status in ENDED:
+        return replace(entry, status=PENDING, reason="its run was removed")
+    record = recorded(directory)
+    status = record.get("status")
+    reason = str(record.get("reason", ""))
+    if status == FAILED and NO_SPACE in reason:
+        return replace(entry, status=INTERRUPTED, reason=reason)
+    if status in ENDED and print_of(directory) != entry.again:
+        return replace(entry, status=str(status), reason=reason)
+    if entry.status == RUNNING or (entry.status == PENDING and status in (RUNNING, INTERRUPTED)):
+        return replace(entry, status=INTERRUPTED, reason=entry.reason or _DIED)
+    return entry
