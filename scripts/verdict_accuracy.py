@@ -62,7 +62,7 @@ INITS = (
 )
 DEFAULTS = {
     **{"schedule": "constant", "clip": "none", "constraint": "none", "penalty": "none", "loss": "cross_entropy"},
-    **{"measure": "norms", "data": "digits", "model": "deep_mlp", "verdict": "default"},
+    **{"measure": "norms", "data": "digits", "model": "deep_mlp", "verdict": "default", "checkpoint": "default"},
 }
 
 
@@ -80,7 +80,8 @@ class Tape:
 
 def judged(result: dict[str, Any]) -> dict[str, list[str]]:
     """The verdict at each look, from what was kept of a run."""
-    config = from_hydra(result["settings"])
+    # What was kept may be older than a group that has no bearing on verdicts.
+    config = from_hydra({group: {"name": name} for group, name in DEFAULTS.items()} | result["settings"])
     layers = [f"{index:02d}" for index in range(config.model.knobs["depth"] + 1)]
     judge = Judge(
         layers,

@@ -94,7 +94,9 @@ def _candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: fl
     too_small = "tiny_updates" in rules or (rules == {"plateau"} and steady and verdict.findings[0].value < 1.05)
     if too_small:
         yield _Candidate((f"optimizer.lr={rate * 10:.3g}",), "larger steps", about_depth=False)
-    elif updated and (kinds & {"exploding", "non_finite", "dead_units", "saturated"} or rules == {"plateau"}):
+    elif updated and (
+        kinds & {"exploding", "non_finite", "dead_units", "saturated"} or rules == {"plateau"} or "erratic" in rules
+    ):
         yield _Candidate((f"optimizer.lr={rate / 10:.3g}",), "smaller steps", about_depth=False)
     if kinds & {"vanishing", "not_learning"} and config.optimizer.name in ("sgd", "momentum", "nesterov"):
         own_rate = rate != type(config.optimizer)(config.optimizer.name).knobs["lr"]

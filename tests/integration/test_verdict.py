@@ -39,6 +39,13 @@ def test_a_run_gets_the_verdict_it_deserves(train: Train, overrides: tuple[str, 
     assert bool(verdict.remedies) == (label != "healthy")
 
 
+def test_a_first_step_that_is_far_too_large_is_named_before_the_loss_shows_it(train: Train) -> None:
+    overrides = ("model.depth=8", "act=relu", "init=orthogonal", "init.gain=2.4", "optimizer.lr=0.06", "steps=1")
+    verdict = Verdict.from_dict(train(*SMALL, "batch_size=64", *overrides)["verdict"])
+    assert [finding.rule for finding in verdict.findings] == ["overshoot"]
+    assert "clip=norm" in [override for found in verdict.remedies for override in found.overrides]
+
+
 def test_the_directory_tells_the_same_afterwards(train: Train) -> None:
     where = train(*SMALL, "model.depth=12", "act=sigmoid", "init=xavier_normal")["directory"]
     run = read_run(where)

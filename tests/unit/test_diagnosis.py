@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +26,10 @@ def profile(factor: float, top: float = 1.0) -> np.ndarray:
     return np.array([top * factor ** (9 - layer) for layer in range(10)] + [top])
 
 
-def judge(theory: dict[str, float] | None = None, thresholds: Thresholds = T, chance: float = CHANCE) -> Judge:
-    return Judge(TAGS, 10, thresholds, theory=theory, chance_loss=chance)
+def judge(
+    theory: dict[str, Any] | None = None, thresholds: Thresholds = T, chance: float = CHANCE, adaptive: bool = False
+) -> Judge:
+    return Judge(TAGS, 10, thresholds, theory=theory, chance_loss=chance, adaptive=adaptive)
 
 
 def looked(at: Judge, step: int, loss: float, **vectors: np.ndarray) -> None:
@@ -103,17 +107,17 @@ def test_a_span_that_no_float_holds() -> None:
 
 def test_layers_without_a_signal_are_left_out() -> None:
     one = judge()
-    looked(one, 0, CHANCE, signal_grad_norm=np.array([math.nan, math.nan, *profile(0.5)[2:]]))
+    looked(one, 0, CHANCE, signal_grad_norm=np.array([math.nan, math.nan, *profile(0.4)[2:]]))
     (finding,) = one.verdict().findings
     assert finding.kind == "vanishing"
-    assert finding.value == pytest.approx(7 * math.log10(2))
+    assert finding.value == pytest.approx(7 * math.log10(2.5))
 
 
 def test_the_profile_may_be_of_chosen_layers() -> None:
     one = Judge(TAGS, 0, T, chance_loss=CHANCE, depth_layers=[TAGS[2], TAGS[7], TAGS[9]])
-    looked(one, 0, CHANCE, signal_grad_norm=profile(0.5))
+    looked(one, 0, CHANCE, signal_grad_norm=profile(0.4))
     (finding,) = one.verdict().findings
-    assert finding.value == pytest.approx(7 * math.log10(2))
+    assert finding.value == pytest.approx(7 * math.log10(2.5))
     assert finding.layers == (TAGS[2],)
 
 
@@ -184,6 +188,105 @@ def test_updates_too_small_to_matter() -> None:
         values = {"train/loss": CHANCE, "train/learning_rate": 1e-4 * (step + 1)}
         warming.observe(step, values, {"signal_grad_norm": profile(1.0), "update_ratio": tiny})
     assert warming.verdict().labels == ("healthy",), "a rate that is still being warmed up proves nothing"
+
+
+def jumping(factor: float, steps: int, level: float = 1.02, gap: int = 1) -> Judge:
+    """A run whose gradient norm is ``factor`` times larger at every other step, with a loss that stays."""
+    one = judge()
+    for step in range(steps):
+        norm = factor if step % 2 else 1.0
+        one.observe(step * gap, {"train/loss": level * CHANCE, "global_grad_norm/pre_clip": norm}, {})
+    return one
+
+
+def test_a_gradient_that_changes_with_each_step_of_a_network_that_learns_nothing() -> None:
+    (finding,) = jumping(2.2, 40).verdict().findings
+    assert (finding.kind, finding.rule, finding.key) == ("not_learning", "erratic", "verdict.jump")
+    assert (finding.value, finding.threshold) == (pytest.approx(2.2), T.jump)
+
+
+@pytest.mark.parametrize(
+    "quiet",
+    [
+        {"factor": 1.9, "steps": 40},
+        {"factor": 5.0, "steps": 40, "level": 0.97},
+        {"factor": 5.0, "steps": T.jump_window + T.jump_persistence - 1},
+        {"factor": 5.0, "steps": 40, "gap": 2},
+    ],
+    ids=["changes of batches", "a loss that makes progress", "too few steps", "steps that are not in a row"],
+)
+def test_what_is_not_erratic(quiet: dict[str, Any]) -> None:
+    assert jumping(**quiet).verdict().labels == ("healthy",)
+
+
+def first_step(removed: float, adaptive: bool = False, unit: float = 1.0) -> Judge:
+    """A first look at a step that by its gradient lowers the loss by ``removed`` times its size."""
+    one = judge(adaptive=adaptive, chance=CHANCE * unit)
+    share = removed * CHANCE / len(TAGS) / 4
+    vectors = {
+        "grad_norm": np.full(11, 2.0 * unit),
+        "weight_norm": np.full(11, 2.0),
+        "update_ratio": np.full(11, share),
+    }
+    looked(one, 0, CHANCE * unit, signal_grad_norm=profile(1.0, unit), **vectors)
+    return one
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6])
+def test_a_first_step_far_beyond_the_reach_of_its_gradient(unit: float) -> None:
+    (finding,) = first_step(40.0, unit=unit).verdict().findings
+    assert (finding.kind, finding.rule, finding.key) == ("exploding", "overshoot", "verdict.overshoot")
+    assert finding.value == pytest.approx(40)
+
+
+def test_what_does_not_overshoot() -> None:
+    assert first_step(20.0).verdict().labels == ("healthy",)
+    assert first_step(40.0, adaptive=True).verdict().labels == ("healthy",), "Adam's first step is of one size"
+
+
+def exploded(losses: Sequence[float], spreads: Sequence[float]) -> Judge:
+    """A network whose δ grows twofold per layer towards the input: losses over that of guessing, and last spreads."""
+    one = judge()
+    for step, (loss, spread) in enumerate(zip(losses, spreads, strict=True)):
+        vectors = {"signal_grad_norm": profile(2.0), "activation_std": np.array([1.0] * 9 + [spread])}
+        looked(one, step, loss * CHANCE, **vectors)
+    return one
+
+
+def test_an_exploded_network_whose_errors_become_fewer_recovers() -> None:
+    mending = [1e4, 5e3, 2e3, 1e3, 1e3, 1e3, 1e3, 1e3]
+    assert exploded(mending[:1], [1e3]).verdict().labels == ("exploding",)
+    assert exploded(mending, [1e3] * 8).verdict().labels == ("healthy",)
+    shrinking = exploded(mending, [0.1 * loss for loss in mending])
+    assert {f.rule for f in shrinking.verdict().findings} == {"forward_explosion", "depth_span"}
+    assert "healthy" not in exploded([1e4, *[5e3] * 7], [1e3] * 8).verdict().labels
+
+
+def test_a_recovery_is_over_when_the_loss_rises_again() -> None:
+    one = exploded([1e4] + [1e2] * 10, [1e3] * 11)
+    assert one.verdict().labels == ("healthy",)
+    for step in range(11, 17):
+        one.observe(step, {"train/loss": 1e4 * CHANCE, "global_grad_norm/pre_clip": 1.0}, {})
+    assert one.verdict().labels == ("exploding",)
+
+
+@pytest.mark.parametrize(
+    ("share", "level", "notes", "labels"),
+    [
+        (1e-3, 1.0, [], ("vanishing",)),
+        (1e-3, 0.9, [], ("healthy",)),
+        (1e-2, 1.0, [], ("healthy",)),
+        (1e-3, 1.0, ["norm=batch: reckoned with"], ("healthy",)),
+        (1e-5, 1.0, ["norm=batch: reckoned with"], ("vanishing",)),
+    ],
+)
+def test_a_signal_that_dropout_hides(share: float, level: float, notes: list[str], labels: tuple[str, ...]) -> None:
+    one = judge({"signal_share": share, "notes": notes})
+    looked(one, 0, CHANCE, signal_grad_norm=profile(1.0))
+    assert one.verdict().labels == (("vanishing",) if share < T.signal_share else ("healthy",))
+    for step in range(1, 7):
+        looked(one, step, level * CHANCE, signal_grad_norm=profile(1.0))
+    assert one.verdict().labels == labels
 
 
 def test_the_first_non_finite_value_stays_on_record() -> None:

@@ -127,6 +127,13 @@ def test_updates_that_are_too_small_call_for_larger_ones_alone(configure: Compos
     assert "optimizer.lr=1e-10" not in rates
 
 
+def test_steps_that_throw_the_gradient_about_call_for_smaller_ones(configure: Compose, inputs: Inputs) -> None:
+    erratic = Finding("not_learning", "erratic", "grad_norm", (), 16, 30, 9, 2.9, 2.0, "", "")
+    config = configure("model.depth=3", "optimizer=adam", "optimizer.lr=0.01")
+    remedies = remedies_for(config, inputs, Verdict(30, (erratic,)))
+    assert [remedy.overrides for remedy in remedies] == [("optimizer.lr=0.001",)]
+
+
 def test_no_remedy_loses_the_signal_in_dropout_again(configure: Compose, inputs: Inputs) -> None:
     lost = Finding("vanishing", "lost_in_dropout", "", (), 0, 0, 1, 1e-9, 5e-5, "", "")
     config = configure("model.dropout=0.5", "model.depth=60")

@@ -23,10 +23,10 @@ class Thresholds(Option):
         1.7, above=0, reason="the same while the loss has not left the plateau: a lesser span is what holds it there"
     )
     init_vanishing_decades: float = number(
-        2.0, above=0, reason="before the first update, downwards: plain gradient steps do not recover from more"
+        2.2, above=0, reason="before the first update, downwards: plain gradient steps do not recover from more"
     )
     init_exploding_decades: float = number(
-        2.0,
+        2.2,
         above=0,
         reason="the same upwards: steps that suit one end of the network overshoot at the other",
     )
@@ -42,10 +42,34 @@ class Thresholds(Option):
     signal_share: float = number(
         5e-5, above=0, below=1, reason="where dropout's masks explain all but less of what tells outputs apart"
     )
+    stalled_signal_share: float = number(
+        5e-3,
+        above=0,
+        below=1,
+        reason="the same while the loss has not left the plateau: learning is that much slower than without masks",
+    )
     loss_ratio: float = number(
         30.0, above=1, reason="a loss so many times that of guessing comes of a signal that exploded on its way forward"
     )
     init_loss_ratio: float = number(300.0, above=1, reason="the same before the first update; one step can mend a lot")
+    recovery: float = number(
+        0.33,
+        above=0,
+        below=1,
+        reason="a loss down to this share of the first, both in units of the last layer's spread: fewer errors",
+    )
+    overshoot: float = number(
+        30.0,
+        above=1,
+        reason="no network survived a plain first step that by its gradient lowers the loss by so many times its size",
+    )
+    jump: float = number(
+        2.0,
+        above=1,
+        reason="the gradient's norm changes so many times per step (root mean square); batches of two do less",
+    )
+    jump_window: int = number(15, at_least=2, at_most=1_000_000, reason="steps over which that factor is taken")
+    jump_persistence: int = number(3, at_least=1, reason="steps in a row at which it has to be that large")
     dead_fraction: float = number(
         0.9, above=0, at_most=1, reason="networks learnt with up to 83 % of one layer's units dead; none with more"
     )
@@ -65,7 +89,9 @@ class Thresholds(Option):
     progress: float = number(
         0.02, above=0, below=1, reason="the share by which the loss has to fall to count as progress; noise stays below"
     )
-    loss_window: int = number(5, at_least=1, reason="losses that are averaged against the noise of single batches")
+    loss_window: int = number(
+        5, at_least=1, at_most=1_000_000, reason="losses that are averaged against the noise of single batches"
+    )
     steady_decades: float = number(
         1.0, above=0, reason="over the depth, what counts as steady: of theory's predictions, and in ranking remedies"
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,16 @@ def over_depth(factor: float, layers: int) -> str:
     """What a factor per layer makes over ``layers`` layers, as text: a float may not hold the number itself."""
     decades = (layers - 1) * math.log10(factor) if factor > 0 else -math.inf
     return f"{10**decades:.2g}" if -300 < decades < 300 else f"10^{decades:.0f}"
+
+
+def said_of_depth(theory: Mapping[str, Any], kind: str, layers: int, steady: float) -> str:
+    """What theory, as run.json holds it, says of a gradient that is ``kind``; up to ``steady`` decades are none."""
+    factor = theory.get("depth_factor")
+    if factor is None:
+        reason = theory.get("reason")
+        return f"no prediction: {reason}" if reason else ""
+    decades = math.log10(factor) * (layers - 1) if factor > 0 else -math.inf
+    agrees = decades < -steady if kind == "vanishing" else decades > steady
+    word = "expects this" if agrees else "expects no such thing of the initial weights"
+    whole = over_depth(factor, layers)
+    return f"mean-field theory {word}: {factor:.3g} per layer at initialisation, {whole} over the depth"

@@ -12,8 +12,9 @@ import numpy as np
 
 from gradstab.config.verdict_options import KINDS, Thresholds
 from gradstab.events import Records, Vector
-from gradstab.measure.depth import over_depth
-from gradstab.measure.rules import Broken, Holding, Profile, broken, loss_rules, profile_rules
+from gradstab.measure.depth import said_of_depth
+from gradstab.measure.rules import Broken, Holding, Profile, broken, profile_rules
+from gradstab.measure.step_rules import Course, course_rules, error_of, step_rules
 from gradstab.measure.verdict import Finding, Verdict
 
 EARLY_STEPS = 25
@@ -45,13 +46,16 @@ class Judge:
         self._hidden = hidden
         self._thresholds = thresholds
         self._theory = theory or {}
+        self._batch_norm = any(str(note).startswith("norm=batch") for note in self._theory.get("notes") or ())
         self._chance = chance_loss
         self._adaptive = adaptive
         places = {tag: index for index, tag in enumerate(self._layers)}
-        inner = range(hidden) if depth_layers is None else [places[tag] for tag in depth_layers]
-        self._depth = np.array(list(inner), np.int64)
+        inner = self._layers[:hidden] if depth_layers is None else depth_layers
+        self._depth = np.array([places[tag] for tag in inner], np.int64)
         self._losses: deque[float] = deque(maxlen=thresholds.loss_window)
         self._early_norms: list[float] = []
+        self._norms: deque[float] = deque(maxlen=thresholds.jump_window + 1)
+        self._first_error, self._recovering = 0.0, False
         self._seen = self._first = 0
         self._rate = 0.0
         self._best = math.inf
@@ -69,16 +73,20 @@ class Judge:
         # A step that the loss scaler skipped overflowed by design, and changed nothing.
         if scalars.get("amp/skipped") or (loss is None and "grad_norm" not in vectors):
             return
+        if step != self._step + 1:
+            self._norms.clear()  # Only steps in a row tell what one of them does.
         self._step = step
-        self._first = step if self._seen == 0 else self._first
-        self._seen += 1
+        self._first, self._seen = step if self._seen == 0 else self._first, self._seen + 1
         norm = scalars.get("global_grad_norm/pre_clip")
-        if norm is not None and math.isfinite(norm) and len(self._early_norms) < EARLY_STEPS:
-            self._early_norms.append(norm)
-        if (found := broken(loss, norm, vectors, self._layers)) is not None:
-            self._note_broken(step, found)
+        if norm is not None and math.isfinite(norm):
+            if len(self._early_norms) < EARLY_STEPS:
+                self._early_norms.append(norm)
+            if norm > 0:
+                self._norms.append(norm)
+        if (first_bad := broken(loss, norm, vectors, self._layers)) is not None:
+            self._note_broken(step, first_bad)
         if loss is not None and math.isfinite(loss):
-            self._take_loss(step, loss)
+            self._take_loss(step, loss, vectors.get("activation_std"))
         rate = scalars.get("train/learning_rate", 0.0)
         rising, self._rate = rate > self._rate > 0, rate
         if "signal_grad_norm" in vectors:
@@ -91,10 +99,13 @@ class Judge:
                 first=self._seen == 1,
                 stalled=level is not None and level > self._thresholds.plateau,
                 rising=rising,
+                recovering=self._recovering,
                 adaptive=self._adaptive,
                 signal_share=self._theory.get("signal_share", 1.0),
+                batch_norm=self._batch_norm,
             )
-            self._keep(step, profile_rules(profile, self._thresholds), "profile")
+            holdings = profile_rules(profile, self._thresholds) + step_rules(profile, loss, self._thresholds)
+            self._keep(step, holdings, "profile")
 
     @property
     def typical_norm(self) -> float | None:
@@ -125,7 +136,7 @@ class Judge:
                 return finding
         return None
 
-    def _take_loss(self, step: int, loss: float) -> None:
+    def _take_loss(self, step: int, loss: float, spread: Vector | None) -> None:
         if self._seen == 2:
             # The loss before any update is judged by limits of its own.
             self._losses.clear()
@@ -138,7 +149,17 @@ class Judge:
         if level < (1 - self._thresholds.progress) * self._best:
             self._best = level
             self._held.pop("loss/not_learning/plateau", None)
-        self._keep(step, loss_rules(level, self._seen == 1, self._thresholds), "loss")
+        if spread is not None:
+            error = error_of(level, spread)
+            self._first_error = error if self._seen == 1 else self._first_error
+            self._recovering = error < self._thresholds.recovery * self._first_error < math.inf
+        holdings: list[Holding] = []
+        if level > self._thresholds.plateau:
+            # What was found at the last measured step no longer counts once the loss is far above its best.
+            recovering = self._recovering and level < self._thresholds.loss_ratio * self._best
+            course = Course(level, self._seen == 1, recovering, self._norms)
+            holdings = course_rules(course, self._thresholds)
+        self._keep(step, holdings, "loss")
 
     def _level(self) -> float | None:
         """The recent loss over that of guessing; None before there is any, and where one of them is negative."""
@@ -148,6 +169,8 @@ class Judge:
         return level if level >= 0 else None
 
     def _keep(self, step: int, holdings: Sequence[Holding], source: str) -> None:
+        if not holdings and not self._held:
+            return
         now = {f"{source}/{holding.kind}/{holding.rule}": holding for holding in holdings}
         for rule in [rule for rule in self._held if rule.startswith(f"{source}/") and rule not in now]:
             del self._held[rule]
@@ -194,16 +217,7 @@ class Judge:
         )
 
     def _said_of_depth(self, kind: str) -> str:
-        factor = self._theory.get("depth_factor")
-        if factor is None:
-            reason = self._theory.get("reason")
-            return f"no prediction: {reason}" if reason else ""
-        decades = math.log10(factor) * (self._hidden - 1) if factor > 0 else -math.inf
-        limit = self._thresholds.steady_decades
-        agrees = decades < -limit if kind == "vanishing" else decades > limit
-        word = "expects this" if agrees else "expects no such thing of the initial weights"
-        whole = over_depth(factor, self._hidden)
-        return f"mean-field theory {word}: {factor:.3g} per layer at initialisation, {whole} over the depth"
+        return said_of_depth(self._theory, kind, self._hidden, self._thresholds.steady_decades)
 
 
 def judge_records(records: Records, run: Mapping[str, Any], thresholds: Thresholds | None = None) -> Verdict:

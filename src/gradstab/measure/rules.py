@@ -1,4 +1,4 @@
-"""The rules of a verdict: each looks at one step's values and says whether it holds, where, and by how much."""
+"""The rules of a verdict that look along the layers: each says whether it holds, where, and by how much."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class Holding:
 class Profile:
     """All quantities of one measured step, ``depth`` being the layers a line is drawn through: ``first`` before any
     update, ``stalled`` with a loss on the plateau,
-    ``rising`` with a learning rate that was lower before, ``adaptive`` with steps that do not shrink as gradients do,
-    ``signal_share`` what theory leaves of the signal under dropout at initialisation, 1 without.
+    ``rising`` with a learning rate that was lower before, ``recovering`` with an error that has fallen by itself,
+    ``adaptive`` with steps that do not shrink as gradients do, ``signal_share`` what theory leaves of the signal under
+    dropout at initialisation, 1 without, and ``batch_norm`` whether it had to reckon with batch norm.
     """
 
     layers: Sequence[str]
@@ -53,8 +54,10 @@ class Profile:
     first: bool
     stalled: bool
     rising: bool
+    recovering: bool
     adaptive: bool
     signal_share: float
+    batch_norm: bool
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,10 @@ def broken(
     norms = vectors.get("grad_norm")
     if norms is not None and (norm is None or not math.isfinite(norm)):
         found = np.flatnonzero(~np.isfinite(norms)).tolist()
-    if not found and "signal_grad_norm" in vectors:
-        # A signal is NaN where a layer never shows one.
-        found = np.flatnonzero(np.isinf(vectors["signal_grad_norm"])).tolist()
+    signals = vectors.get("signal_grad_norm")
+    # A signal is NaN where a layer never shows one, which fmax passes over.
+    if not found and signals is not None and len(signals) and math.isinf(np.fmax.reduce(signals)):
+        found = np.flatnonzero(np.isinf(signals)).tolist()
     if not found and (norm is None or math.isfinite(norm)):
         return None
     # The event file's scalars are in single precision, which huge but finite norms of float64 overflow.
@@ -88,30 +92,19 @@ def broken(
     return Broken("grad_norm", tuple(layers[i] for i in found), math.inf)
 
 
-def loss_rules(level: float, first: bool, t: Thresholds) -> list[Holding]:
-    """What the loss tells, ``level`` being its recent mean over that of guessing; ``first`` before any update."""
-    found = []
-    limit, key = (t.init_loss_ratio, "init_loss_ratio") if first else (t.loss_ratio, "loss_ratio")
-    if level > limit:
-        text = f"the loss is {level:.3g} times that of guessing: the signal exploded on its way forward"
-        found.append(Holding("exploding", "forward_explosion", "train/loss", level, limit, key, text, about_depth=True))
-    if level > t.plateau:
-        text = f"the loss has stayed at {level:.3g} times that of guessing, without progress"
-        found.append(
-            Holding("not_learning", "plateau", "train/loss", level, t.plateau, "plateau", text, needs=t.patience)
-        )
-    return found
-
-
 def profile_rules(profile: Profile, t: Thresholds) -> list[Holding]:
     """What one measured step tells, layer by layer."""
-    rules = (_depth_span, _collapse, _lost_in_dropout, _dead, _saturated, _tiny_updates)
+    rules = (_depth_span, _collapse, _lost_in_dropout, _dead, _saturated)
     return [holding for rule in rules for holding in rule(profile, t)]
 
 
 def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     """The per-sample gradient δ spans too many decades over the hidden layers."""
     signals = profile.vectors["signal_grad_norm"][profile.depth]
+    smallest, largest = (float(signals.min()), float(signals.max())) if len(signals) else (math.nan, math.nan)
+    # Most looks end here.
+    if 0 < smallest <= largest < math.inf and math.log10(largest) - math.log10(smallest) <= _least(profile, t):
+        return []
     # NaN stands for a layer that never shows a gradient: frozen, or not used.
     known = ~np.isnan(signals)
     delta = np.minimum(signals[known], np.finfo(np.float64).max)
@@ -123,14 +116,14 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
         text = "no gradient reaches any hidden layer: δ is 0 in all of them"
         return [_span("vanishing", WHOLE_RANGE, *_depth_limit(profile, t, True), text, tuple(layers))]
     decades = float(np.log10(delta[high]) - np.log10(delta[low])) if delta[low] > 0 else WHOLE_RANGE
-    # Most looks end here; the line through the profile is for those that do not.
-    if decades <= min(_depth_limit(profile, t, falls)[0] for falls in (True, False)):
+    if decades <= _least(profile, t):
         return []
     layers = [profile.layers[int(i)] for i in profile.depth[known]]
     line = depth_factor(delta.tolist())
     falls = low < high if line is None else line.factor < 1
     limit, key = _depth_limit(profile, t, falls)
-    if decades <= limit:
+    # An error that falls says that gradients large in one place and small in another do their work.
+    if decades <= limit or (profile.recovering and not falls):
         return []
     fit = "" if line is None else f", {line.factor:.3g} per layer towards the input (R² {line.r2:.2f})"
     size = f"{10**decades:.2g}" if decades < 300 else f"10^{decades:.0f}"
@@ -152,13 +145,21 @@ def _output_starts_at_zero(profile: Profile) -> bool:
     return bool(weights[-1] == 0 and gradients[-1] > 0)
 
 
+def _least(profile: Profile, t: Thresholds) -> float:
+    """How many decades are all right in either direction."""
+    if profile.first:
+        return min(t.init_vanishing_decades, t.init_exploding_decades)
+    return t.stalled_depth_decades if profile.stalled else t.depth_decades
+
+
 def _depth_limit(profile: Profile, t: Thresholds, falls: bool) -> tuple[float, str]:
     """How many decades are too many, and the threshold that says so."""
     if profile.first:
         key = "init_vanishing_decades" if falls else "init_exploding_decades"
     else:
         key = "stalled_depth_decades" if profile.stalled else "depth_decades"
-    return t.knobs[key] * (t.adaptive_slack if falls and profile.adaptive else 1.0), key
+    limit: float = getattr(t, key)
+    return limit * (t.adaptive_slack if falls and profile.adaptive else 1.0), key
 
 
 def _span(kind: str, decades: float, limit: float, key: str, text: str, layers: tuple[str, ...]) -> Holding:
@@ -185,10 +186,14 @@ def _collapse(profile: Profile, t: Thresholds) -> list[Holding]:
 def _lost_in_dropout(profile: Profile, t: Thresholds) -> list[Holding]:
     """Masks drown what their inputs have to say; measuring this would take a second forward pass, theory does not."""
     share = profile.signal_share
-    if not share < t.signal_share:
+    # Batch norm's statistics carry what theory takes for lost, and a network that learns has found its way.
+    stalled = profile.stalled and not profile.first and not profile.batch_norm
+    key = "stalled_signal_share" if stalled else "signal_share"
+    limit: float = getattr(t, key)
+    if not share < limit:
         return []
     text = f"of what sets two outputs apart, their inputs explain only {share:.1g}, dropout's masks the rest"
-    return [Holding("vanishing", "lost_in_dropout", "signal_share", share, t.signal_share, "signal_share", text)]
+    return [Holding("vanishing", "lost_in_dropout", "signal_share", share, limit, key, text)]
 
 
 def _dead(profile: Profile, t: Thresholds) -> list[Holding]:
@@ -203,26 +208,14 @@ def _saturated(profile: Profile, t: Thresholds) -> list[Holding]:
     )
 
 
-def _tiny_updates(profile: Profile, t: Thresholds) -> list[Holding]:
-    """No layer moves, and the loss shows it."""
-    ratios = profile.vectors.get("update_ratio")
-    if ratios is None or profile.first or profile.rising or not profile.stalled or not np.isfinite(ratios).all():
-        return []
-    value = float(ratios.max())
-    if not value < t.update_ratio:
-        return []
-    text = f"no layer changes by more than {value:.2g} of its size in a step, and the loss stays where it was"
-    return [Holding("not_learning", "tiny_updates", "update_ratio", value, t.update_ratio, "update_ratio", text)]
-
-
 def _share(profile: Profile, quantity: str, kind: str, limit: float, what: str) -> list[Holding]:
     shares = profile.vectors.get(quantity)
     if shares is None or not len(shares):
         return []
-    # A share is NaN where the signal is; comparisons with it do not hold.
-    worst = int(np.where(np.isnan(shares), -1.0, shares).argmax())
-    if not shares[worst] > limit:
+    # A share is NaN where the signal is; fmax passes over it, and comparisons with it do not hold.
+    if not np.fmax.reduce(shares) > limit:
         return []
+    worst = int(np.where(np.isnan(shares), -1.0, shares).argmax())
     layers = _where(profile, shares > limit)
     text = f"{shares[worst]:.0%} of {profile.layers[worst]}'s {what}"
     if len(layers) > 1:

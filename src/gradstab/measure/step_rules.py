@@ -1,0 +1,107 @@
+"""The rules of a verdict that look at the loss, the steps and their size, rather than along the layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from gradstab.config.verdict_options import Thresholds
+from gradstab.events import Vector
+from gradstab.measure.rules import Holding, Profile
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the loss and the gradient went up to now.
+
+    ``level`` is the recent mean loss over that of guessing; ``first`` before any update, ``recovering`` where the error
+    has fallen since then. ``norms`` are the last steps' global gradient norms, all above 0.
+    """
+
+    level: float
+    first: bool
+    recovering: bool
+    norms: Collection[float]
+
+
+def error_of(level: float, spread: Vector) -> float:
+    """The loss in units of the last hidden layer's spread; inf where there is none.
+
+    A loss that falls no faster than the activations shrink only follows their scale. One that does tells of fewer
+    errors, however large it still is.
+    """
+    last = float(spread[-1]) if len(spread) else math.nan
+    return level / last if 0 < last < math.inf and level > 0 else math.inf
+
+
+def course_rules(course: Course, t: Thresholds) -> list[Holding]:
+    """What the loss and the gradient's size tell at a step that leaves the loss on the plateau or above."""
+    found = _forward_explosion(course, t)
+    text = f"the loss has stayed at {course.level:.3g} times that of guessing, without progress"
+    found.append(
+        Holding("not_learning", "plateau", "train/loss", course.level, t.plateau, "plateau", text, needs=t.patience)
+    )
+    return found + _erratic(course, t)
+
+
+def step_rules(profile: Profile, loss: float | None, t: Thresholds) -> list[Holding]:
+    """What the size of one measured step tells."""
+    ratios = profile.vectors.get("update_ratio")
+    # Most looks end here.
+    if ratios is None or not (profile.first or profile.stalled) or not np.isfinite(ratios).all():
+        return []
+    return _overshoot(profile, loss, t) if profile.first else _tiny_updates(profile, t)
+
+
+def _forward_explosion(course: Course, t: Thresholds) -> list[Holding]:
+    """The loss is far above that of guessing, and stays there."""
+    limit, key = (t.init_loss_ratio, "init_loss_ratio") if course.first else (t.loss_ratio, "loss_ratio")
+    if course.level <= limit or course.recovering:
+        return []
+    text = f"the loss is {course.level:.3g} times that of guessing: the signal exploded on its way forward"
+    return [Holding("exploding", "forward_explosion", "train/loss", course.level, limit, key, text, about_depth=True)]
+
+
+def _erratic(course: Course, t: Thresholds) -> list[Holding]:
+    """Each step finds another gradient than the one before left, and none of them lowers the loss."""
+    if len(course.norms) <= t.jump_window or course.level <= 1 - t.progress:
+        return []
+    norms = [math.log(norm) for norm in course.norms]
+    jump = math.sqrt(sum((b - a) ** 2 for a, b in pairwise(norms)) / (len(norms) - 1))
+    if jump <= math.log(t.jump):
+        return []
+    factor = math.exp(min(jump, 700.0))
+    text = (
+        f"the gradient's norm changes by a factor of {factor:.2g} from step to step, and the loss stays where it was: "
+        "steps lead out of the region where their gradient holds"
+    )
+    return [Holding("not_learning", "erratic", "grad_norm", factor, t.jump, "jump", text, needs=t.jump_persistence)]
+
+
+def _overshoot(profile: Profile, loss: float | None, t: Thresholds) -> list[Holding]:
+    """By its own gradient, the first step would lower the loss by many times what there is of it."""
+    gradients, weights = profile.vectors.get("grad_norm"), profile.vectors.get("weight_norm")
+    if gradients is None or weights is None or profile.adaptive or loss is None or not 0 < loss < math.inf:
+        return []
+    # A plain step points along the gradient, so that norms multiply; how large it was, clipping included, is measured.
+    with np.errstate(all="ignore"):
+        value = float((gradients * weights * profile.vectors["update_ratio"]).sum()) / loss
+    if not t.overshoot < value < math.inf:
+        return []
+    text = f"by its own gradient the first step lowers the loss by {value:.3g} times its size: far beyond its reach"
+    return [Holding("exploding", "overshoot", "update_ratio", value, t.overshoot, "overshoot", text)]
+
+
+def _tiny_updates(profile: Profile, t: Thresholds) -> list[Holding]:
+    """No layer moves, and the loss shows it."""
+    if profile.rising:
+        return []
+    value = float(profile.vectors["update_ratio"].max())
+    if not value < t.update_ratio:
+        return []
+    text = f"no layer changes by more than {value:.2g} of its size in a step, and the loss stays where it was"
+    return [Holding("not_learning", "tiny_updates", "update_ratio", value, t.update_ratio, "update_ratio", text)]
