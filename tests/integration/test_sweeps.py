@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 
 import gradstab.runner
@@ -546,3 +547,13 @@ def test_status_needs_no_torch(tmp_path: Path) -> None:
         "code = main(sys.argv[1:]); sys.exit(99 if 'torch' in sys.modules else code)"
     )
     assert subprocess.run([sys.executable, "-c", code, "status", str(tmp_path)], check=False).returncode == 0
+
+
+def test_hydras_own_launchers_under_the_same_name_do_not_stand_in_the_way(here: Here) -> None:
+    # What installing hydra-joblib-launcher does when Hydra looks for plugins.
+    ConfigStore.instance().store("joblib", {"_target_": "hydra_plugins.x.J", "backend": None}, group="hydra/launcher")
+    done = here("train", "-m", "seed=0", *TINY, "out_dir=s", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0")
+    # Our own knob, and our own words.
+    assert done.returncode == 2
+    assert "hydra.launcher.n_jobs=0" in done.stderr
+    assert "backend" not in done.stderr

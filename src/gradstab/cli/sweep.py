@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -28,7 +29,7 @@ from gradstab.config import Config, from_hydra, to_container, translate
 from gradstab.config.sweep_options import SweepKnobs, objective
 from gradstab.console.sweep import SweepView
 from gradstab.errors import ConfigError, GradstabError
-from gradstab.launchers import build_launcher
+from gradstab.launchers import LAUNCHERS, build_launcher
 from gradstab.sweeps.engine import Cell, Sweep
 from gradstab.sweeps.ledger import ENDED, FAILED
 from gradstab.sweeps.results import Row, rows_of
@@ -46,6 +47,11 @@ def begin(knobs: SweepKnobs) -> Session:
     global _session
     _session = Session(knobs)
     _register(Grid, SweepLauncher, optimizing.OptunaSweeper)
+    # Plugins of Hydra's own, where installed, stand under the same names, and Hydra would hold our files to their keys.
+    hydra = ConfigStore.instance().repo.get("hydra", {})
+    for group, names in (("launcher", LAUNCHERS), ("sweeper", ("optuna",))):
+        for name in names:
+            hydra.get(group, {}).pop(f"{name}.yaml", None)
     return _session
 
 
