@@ -1,10 +1,11 @@
 """What gradstab costs, as ratios of two things run in turn.
 
-    python scripts/bench.py [steps] [start] [depth] [--rounds N]
+    python scripts/bench.py [steps] [start] [depth] [sweep] [--rounds N]
 
 steps: gradstab's loop, every layer's gradient norm measured and written at every step, against a bare PyTorch loop
 over tensors in memory that measures nothing. start: `gradstab --help` and the time to the first training step,
 against the imports they cannot do without. depth: the same as steps for a 1,000-layer network, and memory over time.
+sweep: what a cell costs beyond its training, and the rate of two processes against one.
 Medians over rounds are compared; within a round the contenders take turns, because machines are noisy.
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from bench_sweep import bench_sweep
 from hydra import compose, initialize_config_module
 from torch import Tensor, nn
 
@@ -226,7 +228,7 @@ def _resident_mib() -> float:
 
 def main() -> None:
     """Run the benchmarks that were asked for, or all."""
-    benches = {"steps": bench_steps, "start": bench_start, "depth": bench_depth}
+    benches = {"steps": bench_steps, "start": bench_start, "depth": bench_depth, "sweep": bench_sweep}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=[*benches, []], help="which; all without")
     parser.add_argument("--rounds", type=int, default=9, help="counted rounds (default 9)")

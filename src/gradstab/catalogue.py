@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import textwrap
 from dataclasses import fields
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from gradstab.config import GROUPS, OPTIONS, Option, one_of
 from gradstab.config.probe_options import ProbeKnobs
@@ -18,12 +20,29 @@ SECTIONS = (*CHOICES, "probe")
 def experiments() -> dict[str, str]:
     """Every experiment's name and its description, the comments at the top of its file."""
     found = {}
-    for path in files("gradstab.configs").joinpath("experiment").iterdir():
-        if path.name.endswith(".yaml"):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            comments = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
-            found[path.name.removesuffix(".yaml")] = " ".join(comments)
+    for path in _experiment_files():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comments = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
+        found[path.name.removesuffix(".yaml")] = " ".join(comments)
     return dict(sorted(found.items()))
+
+
+def studies() -> dict[str, int]:
+    """How many runs there are in each experiment that carries a sweep of its own."""
+    import yaml
+
+    found = {}
+    for path in _experiment_files():
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        params = settings.get("hydra", {}).get("sweeper", {}).get("params", {})
+        if params:
+            found[path.name.removesuffix(".yaml")] = math.prod(len(str(words).split(",")) for words in params.values())
+    return dict(sorted(found.items()))
+
+
+def _experiment_files() -> list[Traversable]:
+    folder = files("gradstab.configs").joinpath("experiment")
+    return [path for path in folder.iterdir() if path.name.endswith(".yaml")]
 
 
 def listing(group: str | None = None) -> str:
@@ -35,7 +54,8 @@ def listing(group: str | None = None) -> str:
 
 def _section(group: str) -> str:
     if group == "experiment":
-        return "\n".join([group, *(_entry(name, text) for name, text in experiments().items())])
+        sizes = {name: f" With -m: a sweep of {size} runs." for name, size in studies().items()}
+        return "\n".join([group, *(_entry(name, text + sizes.get(name, "")) for name, text in experiments().items())])
     if group == "probe":
         return "\n".join(
             [group, _entry("gradstab probe", " ".join((ProbeKnobs.__doc__ or "").split())), *_knobs(group, ProbeKnobs)]

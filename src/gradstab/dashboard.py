@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
@@ -75,10 +75,16 @@ def _log10(value: float) -> float:
     return math.log10(value) if 0 < value < math.inf else -math.inf if value == 0 else value
 
 
-def hparams(settings: Mapping[str, Any]) -> list[Summary]:
-    """The run's settings and metrics for TensorBoard's HParams tab, to be written into the run's own file."""
+def hparams(settings: Mapping[str, Any], differing: Collection[str] = ()) -> list[Summary]:
+    """The run's settings and metrics for TensorBoard's HParams tab, to be written into the run's own file.
+
+    Settings named in ``differing`` come first in its table, which shows five to begin with.
+    """
     experiment = api_pb2.Experiment(
-        hparam_infos=[api_pb2.HParamInfo(name=name, type=_data_type(value)) for name, value in settings.items()],
+        hparam_infos=[
+            api_pb2.HParamInfo(name=name, type=_data_type(value), differs=name in differing)
+            for name, value in settings.items()
+        ],
         metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in METRICS],
         time_created_secs=time.time(),
     )

@@ -139,9 +139,12 @@ def obstacle(directory: Path, state: Mapping[str, Any]) -> str | None:
     missing = [key for key in _STATE if key not in state]
     if missing:
         return f"lacks {', '.join(missing)}"
+    step, seconds = state["step"], state["seconds"]
+    if not (isinstance(step, int) and step >= 0 and isinstance(seconds, int | float)):
+        return "names no step"
     events = state["events"]
     name, position = (events.get("name"), events.get("position")) if isinstance(events, dict) else (None, None)
-    if not isinstance(name, str) or not isinstance(position, int) or Path(name).name != name:
+    if not isinstance(name, str) or not isinstance(position, int) or position < 0 or Path(name).name != name:
         return "names no event file"
     if not name.startswith(run_directory.EVENT_FILES) or not (directory / name).is_file():
         return f"goes with the event file {name}, which is not there"

@@ -534,15 +534,19 @@ def test_ray_retries_dead_workers_and_refuses_folders_that_nodes_do_not_share(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_address_without_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Ray says it; asking in vain takes it a minute, and it finds the clusters of tests beside this one."""
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:9"])
+def test_an_address_without_a_cluster_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray says it of ``auto``, which here would find the clusters of tests beside this one."""
     import ray
 
     def refused(**_kwargs: Any) -> None:
+        assert address == "auto"
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refused)
-    launcher = build_launcher("ray", address="auto")
-    with pytest.raises(ConfigError, match=r"^hydra\.launcher\.address=auto: no Ray cluster answers there; allowed: "):
+    launcher = build_launcher("ray", address=address)
+    with pytest.raises(
+        ConfigError, match=rf"^hydra\.launcher\.address={address}: no Ray cluster answers there; allowed: "
+    ):
         list(launcher.launch([Task("one", {})], launched.told))

@@ -125,6 +125,7 @@ def connected(chosen: knobs.Ray) -> Iterator[Any]:
     try:
         # Not even Ray's own processes are to hear Ctrl-C before the cells have ended.
         with deaf_to_ctrl_c():
+            _answers(chosen.address)
             ray.init(
                 address=chosen.address,
                 runtime_env=chosen.runtime_env,
@@ -132,7 +133,7 @@ def connected(chosen: knobs.Ray) -> Iterator[Any]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except ConnectionError as error:
+    except OSError as error:
         raise ConfigError(
             f"hydra.launcher.address={chosen.address}: no Ray cluster answers there; "
             "allowed: host:port of one, auto for one that this machine is part of, null to start one here"
@@ -143,6 +144,13 @@ def connected(chosen: knobs.Ray) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _answers(address: str | None) -> None:
+    """Raise OSError where nothing listens: Ray would take two minutes to say so."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 @contextlib.contextmanager

@@ -111,8 +111,10 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         """Where float32 could not hold the squares of tiny or huge gradients, their norms taken again in float64."""
         if not self._may_widen or norms.dtype != torch.float32:
             return norms
-        beyond = [i for i, value in enumerate(norms.tolist()) if not 1e-16 < value < 1e18]
-        if beyond:
+        values = norms.tolist()
+        # NaN compares as it likes here; a norm that is NaN stays NaN in float64.
+        if not (min(values) > 1e-16 and max(values) < 1e18):
+            beyond = [i for i, value in enumerate(values) if not 1e-16 < value < 1e18]
             norms = norms.double()
             norms[beyond] = q.norms([_dense(grads[i]) for i in beyond], torch.float64)
         return norms
