@@ -6,6 +6,7 @@ import torch
 
 from gradstab import clipping, constraints, losses, optimizers, reproducibility, schedules
 from gradstab.activations import build_activation
+from gradstab.capacity import check_device, check_host
 from gradstab.config import Config
 from gradstab.data import Dataset, load_data
 from gradstab.initializers import initialize
@@ -23,9 +24,11 @@ def build(config: Config, data: Dataset | None = None) -> Parts:
 
     ``data`` is what :func:`load_data` gave for this configuration, where it has been read already.
     """
+    device = reproducibility.resolve_device(config.device, config.precision)
+    if data is None:
+        check_memory(config)
     keep_freed_memory()
     reproducibility.set_determinism(config.deterministic)
-    device = reproducibility.resolve_device(config.device, config.precision)
     data = load_data(config.data.name, **config.data.knobs) if data is None else data
     model = build_initialised(config, data)
     constraint = constraints.apply_constraint(
@@ -62,6 +65,17 @@ def build(config: Config, data: Dataset | None = None) -> Parts:
         skip_non_finite=config.on_divergence == "skip",
         check_every_step=device.type == "cpu" or config.on_divergence == "skip" or config.target_loss is not None,
     )
+
+
+def check_memory(config: Config, *, training: bool = True) -> None:
+    """Refuse what its device, or this machine, has no memory for, before anything is allocated; ConfigError says why."""
+    device = reproducibility.resolve_device(config.device, config.precision)
+    check_host(config, training=training, elsewhere=device.type == "cuda")
+    if device.type == "cuda":
+        # What torch holds and does not use is free to us.
+        free = torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        check_device(config, free + cached, str(device), training=training)
 
 
 def build_initialised(config: Config, data: Dataset) -> Model:

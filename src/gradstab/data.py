@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradstab.batching import batches as batches
+from gradstab.config.training_options import N_TEST, N_TRAIN, SAMPLES
 from gradstab.errors import DataError
+
+_REINSTALL = "reinstall scikit-learn"
+_REMOVE = "remove its folder under {} and set data.download=true"
 
 
 @dataclass(frozen=True)
@@ -55,27 +60,22 @@ class Dataset:
         return Dataset(self.train.to(device, dtype), self.test.to(device, dtype), self.out_features)
 
 
-def batches(split: Split, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches (inputs, targets, indices) without end, reshuffled each epoch by ``generator`` (on the CPU).
-
-    The last, incomplete batch of an epoch is left out, so that every step sees the same number of samples. A
-    batch of all samples is the split itself, in its own order.
-    """
-    n = len(split)
-    if batch_size == n:
-        everything = torch.arange(n, device=split.inputs.device)
-        while True:
-            yield split.inputs, split.targets, everything
-    while True:
-        order = torch.randperm(n, generator=generator).to(split.inputs.device)
-        for start in range(0, n - batch_size + 1, batch_size):
-            chosen = order[start : start + batch_size]
-            yield split.inputs.index_select(0, chosen), split.targets.index_select(0, chosen), chosen
-
-
 def load_data(name: str, **knobs: Any) -> Dataset:
     """Load a data set by name, inputs scaled to mean 0 and variance 1 over the training set (per colour channel)."""
     return _LOADERS[name](**knobs)
+
+
+def kept_data(name: str, **knobs: Any) -> Dataset:
+    """What :func:`load_data` gives, kept for the next run in this process that asks for the same; never write to it."""
+    key = (name, *sorted(knobs.items()))
+    if key not in _kept:
+        # The one before goes first: two may not fit into memory.
+        _kept.clear()
+        _kept[key] = load_data(name, **knobs)
+    return _kept[key]
+
+
+_kept: dict[tuple[Any, ...], Dataset] = {}
 
 
 def _standardised(train: Split, test: Split, out_features: int) -> Dataset:
@@ -86,7 +86,12 @@ def _standardised(train: Split, test: Split, out_features: int) -> Dataset:
 
 
 def _digits() -> Dataset:
-    table = _digits_table()
+    try:
+        table = _digits_table()
+    except Exception as error:
+        raise DataError(f"data=digits: scikit-learn's file is damaged ({_first_line(error)}); {_REINSTALL}") from error
+    if table.shape != (1797, 65) or not (table.min() >= 0 and table.max() <= 16 and table[:, -1].max() <= 9):
+        raise DataError(f"data=digits: scikit-learn's file is not the one it was; {_REINSTALL}")
     images = torch.from_numpy(table[:, :-1].astype(np.float32)).view(-1, 1, 8, 8)
     targets = torch.from_numpy(table[:, -1].astype(np.int64))
     # The file is ordered by writer: a fixed shuffle, no part of any run's seed, gives every run the same split.
@@ -130,21 +135,46 @@ def _torchvision(class_name: str) -> Callable[..., Dataset]:
 
         source = getattr(datasets, class_name)
         where = f"data.root={root}: {class_name}"
+
+        def splits(fetch: bool) -> list[Split]:
+            return [_images(source(root, train=part, download=fetch)) for part in (True, False)]
+
         try:
-            train, test = (source(root, train=part, download=False) for part in (True, False))
-        except (RuntimeError, OSError, ValueError, EOFError, AssertionError) as missing:
+            train, test = splits(fetch=False)
+        except Exception as error:
+            # Whatever torchvision stumbles over in a file is the file's fault; what it misses, it says in these words.
+            if not isinstance(error, OSError) and "not found" not in str(error):
+                raise DataError(f"{where} is damaged ({_first_line(error)}); {_REMOVE.format(root)}") from error
             if not download:
-                raise DataError(f"{where} is not there ({_first_line(missing)}); set data.download=true") from missing
+                raise DataError(f"{where} is not there ({_first_line(error)}); set data.download=true") from error
             try:
-                train, test = (source(root, train=part, download=True) for part in (True, False))
-            except Exception as error:
+                train, test = splits(fetch=True)
+            except Exception as failure:
                 raise DataError(
-                    f"{where} is not there and could not be downloaded ({_first_line(error)}); check the network, "
+                    f"{where} is not there and could not be downloaded ({_first_line(failure)}); check the network, "
                     f"or put the files under {Path(root).resolve()}"
-                ) from error
-        return _standardised(_images(train), _images(test), 10)
+                ) from failure
+        _check_whole(class_name, where, root, train, test)
+        return _standardised(train, test, 10)
 
     return load
+
+
+def _check_whole(class_name: str, where: str, root: str, train: Split, test: Split) -> None:
+    """Files that can be read may still be another data set's, or lack some of their samples."""
+    name = {"MNIST": "mnist", "FashionMNIST": "fashion_mnist", "CIFAR10": "cifar10"}[class_name]
+    shape, classes = SAMPLES[name]
+    for what, split, count in (("training", train, N_TRAIN[name]), ("test", test, N_TEST[name])):
+        found = tuple(split.inputs.shape)
+        problem = None
+        if found != (count, *shape):
+            problem = f"{what} images of shape {found}; allowed: {(count, *shape)}"
+        elif len(split.targets) != count:
+            problem = f"{len(split.targets):,} {what} labels; allowed: {count:,}"
+        elif not 0 <= int(split.targets.min()) <= int(split.targets.max()) < classes:
+            problem = f"a {what} label of {int(split.targets.max())}; allowed: 0 to {classes - 1}"
+        if problem:
+            raise DataError(f"{where} is damaged: it has {problem}; {_REMOVE.format(root)}")
 
 
 def _images(source: Any) -> Split:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gradstab.assembly import check_memory
 from gradstab.asymptotics import infinite_depth
 from gradstab.config import Config
 from gradstab.config.probe_options import ProbeKnobs
@@ -109,6 +110,7 @@ def probe(config: Config, knobs: ProbeKnobs) -> Findings:
     Each is what ``gradstab train`` would see at step 0 with that seed, batch and dropout masks included; nothing is
     updated. Raises :class:`gradstab.errors.ConfigError` and DataError as a training run would.
     """
+    check_memory(config, training=False)
     data = load_data(config.data.name, **config.data.knobs)
     inputs = inputs_of(data)
     draws = draw(config, knobs, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -61,6 +62,12 @@ def set_determinism(deterministic: bool) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a run's numbers depend on."""
+    return dict(_versions())
+
+
+# The code that runs is that of the process's start; and a sweep asks once a cell.
+@functools.cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -72,9 +79,14 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the working directory, where it is a git checkout and git is installed."""
+    return _commit_of(Path.cwd())
+
+
+@functools.cache
+def _commit_of(folder: Path) -> str | None:
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True, cwd=Path.cwd()
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True, cwd=folder
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -138,7 +138,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON whole or not at all; floats that JSON has no word for become "inf", "-inf", "nan"."""
     with replacing(path) as file:
-        file.write((json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
+        file.write((json.dumps(plain(content), indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_run(directory: Path, record: dict[str, Any]) -> None:
@@ -160,12 +160,12 @@ def read_run(directory: Path) -> dict[str, Any]:
     return record
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN or infinity; a diverged run's loss is one of them and must not be lost or break a parser."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     return value

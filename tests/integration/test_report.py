@@ -241,7 +241,7 @@ NONSENSE = {
 }
 NONSENSE |= {"test_accuracy": "high", "seconds": {}, "depth_factor": "nan", "reason": None, "train_loss": "-inf"}
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "running": (_set(status="running", verdict=None, theory=None, test_accuracy=None), "still running, or killed"),
+    "running": (_set(status="running", verdict=None, theory=None, test_accuracy=None), "killed: no final figures"),
     "killed": (_truncate, "event file cut off or damaged after step"),
     "corrupt run.json": (_write("run.json", '{"status": "comp'), "run.json cannot be read"),
     "run.json is a list": (_write("run.json", "[1]"), "run.json holds no record"),

@@ -25,11 +25,12 @@ def status(args: Sequence[str]) -> int:
         raise ConfigError(f"{folders[0]!r}: is no folder; allowed: a sweep's folder or a run's directory")
 
     from gradstab.console.status import show
+    from gradstab.run_directory import plain
     from gradstab.sweeps import status as stands
 
     state = stands.status(Path(folders[0]).expanduser())
     if "--json" in args:
-        return say(json.dumps(state, indent=2) + "\n")
+        return say(json.dumps(plain(state), indent=2, allow_nan=False) + "\n")
     show(state)
     complain(*state.get("damaged", [])[:_MOST_DAMAGED])
     return OK

@@ -94,6 +94,12 @@ class Grid(Sweeper):
 
         words = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
         overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(words)
+        for override in overrides:
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise ConfigError(
+                    f"{override.input_line}: is endless; allowed: values with commas, choice(...), range(...), "
+                    "glob(...), or a search: hydra/sweeper=optuna"
+                )
         batches = BasicSweeper.split_arguments(overrides, self._batch)
         if len(batches) > 1:
             _session.expected = sum(map(len, batches))

@@ -98,7 +98,9 @@ def _check_folder(folder: Path) -> None:
                 continue
             count += 1
             if count > _MOST_FILES:
-                raise ConfigError(f"{folder}: more than {_MOST_FILES:,} YAML files; allowed: a folder of configurations")
+                raise ConfigError(
+                    f"{folder}: more than {_MOST_FILES:,} YAML files; allowed: a folder of configurations"
+                )
             _check_file(Path(root) / name)
 
 
@@ -112,7 +114,9 @@ def _check_file(path: Path) -> None:
     own = nodes.get("hydra") if isinstance(nodes, dict) else None
     for key in own if isinstance(own, dict) else ():
         if key not in _OF_HYDRA:
-            raise ConfigError(f"{path}: hydra.{_shown(key)} is not for a configuration; allowed: {', '.join(_OF_HYDRA)}")
+            raise ConfigError(
+                f"{path}: hydra.{_shown(key)} is not for a configuration; allowed: {', '.join(_OF_HYDRA)}"
+            )
     for key in nodes if isinstance(nodes, dict) else ():
         if str(key).startswith("hydra.") or str(key).startswith("hydra/"):
             raise ConfigError(f"{path}: {_shown(key)} is no setting; allowed: a key hydra")
@@ -134,7 +138,9 @@ def _load(path: Path, *, aliases: bool) -> tuple[Any, str]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}: is no YAML{where} ({getattr(error, 'problem', None) or 'it cannot be read'})") from error
+        raise ConfigError(
+            f"{path}: is no YAML{where} ({getattr(error, 'problem', None) or 'it cannot be read'})"
+        ) from error
     except (ValueError, RecursionError, OverflowError) as error:
         raise ConfigError(f"{path}: cannot be read ({type(error).__name__})") from error
 

@@ -46,7 +46,7 @@ def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
 def _unknown_key(key: str, parent: Any, overrides: Sequence[str]) -> str:
     given = next((text for text in overrides if text.lstrip("+~").split("=")[0] == key), key)
     *path, last = key.split(".")
-    known = [str(k) for k in parent or () if k != "name"]
+    known = [str(k) for k in parent or () if k != "name" and not str(k).startswith("_")]
     if not path:
         return f"{given}: there is no such key; {one_of([*_SCALARS, *GROUPS, 'experiment'], last)}"
     name = parent.get("name") if hasattr(parent, "get") else None

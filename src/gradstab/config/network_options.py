@@ -23,7 +23,7 @@ class DeepMLP(Option):
     """A multilayer perceptron of any depth; residual blocks x + Wφ(x) (He et al. 2016, arXiv:1603.05027)."""
 
     name: str = "deep_mlp"
-    depth: int | None = number(None, at_least=0, at_most=100_000)
+    depth: int | None = number(None, at_least=0)
     width: Any = checked(128, _width_problem, "a width, or a list with one for each hidden layer")
     norm: str = choice("none", "none", "batch", "layer")
     norm_position: str | None = choice(None, "before", "after")

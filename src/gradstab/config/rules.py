@@ -153,4 +153,10 @@ def _never(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
             yield f"{key}={value}: {when} in {config.total_steps} steps; allowed: less than that"
 
 
-_RULES: tuple[Rule, ...] = (_length, _depth, _norm_position, _data, _init, _stop_on, _images, _never)
+def _checkpoint(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
+    every = config.checkpoint.steps
+    if every is not None and every > config.total_steps and was_set("checkpoint.every"):
+        yield f"checkpoint.every={every}: no checkpoint would be written in {config.total_steps} steps; allowed: up to that"
+
+
+_RULES: tuple[Rule, ...] = (_length, _depth, _norm_position, _data, _init, _stop_on, _images, _never, _checkpoint)

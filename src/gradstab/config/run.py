@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from gradstab.config import network_options, optimizer_options, training_options, verdict_options
+from gradstab.config import (
+    checkpoint_options,
+    network_options,
+    optimizer_options,
+    training_options,
+    verdict_options,
+)
+from gradstab.config.checkpoint_options import Checkpointing
 from gradstab.config.fields import MAX_SEED, checked, choice, number, positive_int
 from gradstab.config.registry import OPTIONS, Option
 from gradstab.config.verdict_options import KINDS, Thresholds
 
-__all__ = ["GROUPS", "Config", "Run", "network_options", "optimizer_options", "training_options", "verdict_options"]
-
-GROUPS = tuple(OPTIONS)
-
+__all__ = [
+    "GROUPS",
+    "Config",
+    "Run",
+    "checkpoint_options",
+    "network_options",
+    "optimizer_options",
+    "training_options",
+    "verdict_options",
+]
 
 def _batch_size_problem(value: Any) -> str | None:
     return None if value == "full" or positive_int(value) else "must be a whole number above 0, or full"
@@ -91,6 +104,7 @@ class Config(Run):
     data: Option
     measure: Option
     verdict: Thresholds
+    checkpoint: Checkpointing
     n_train: int = field(repr=False)
 
     @property
@@ -105,3 +119,7 @@ class Config(Run):
             return self.steps
         assert self.epochs is not None
         return self.epochs * (self.n_train // self.batch)
+
+
+# In the order in which a configuration names them.
+GROUPS = tuple(f.name for f in fields(Config) if f.name in OPTIONS)

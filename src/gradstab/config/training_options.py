@@ -182,6 +182,15 @@ N_TRAIN: dict[str, int | None] = {
     "cifar10": 50_000,
     "gaussian": None,
 }
+# Test samples, the shape of a sample, and the outputs a network for them has; gaussian's are knobs too.
+N_TEST = {"digits": 360, "line": 4, "mnist": 10_000, "fashion_mnist": 10_000, "cifar10": 10_000}
+SAMPLES: dict[str, tuple[tuple[int, ...], int]] = {
+    "digits": ((1, 8, 8), 10),
+    "line": ((1,), 1),
+    "mnist": ((1, 28, 28), 10),
+    "fashion_mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+}
 
 # -------------------------------------------------------------------------------------------------- measure
 

@@ -51,7 +51,7 @@ def _of_sweep(state: Mapping[str, Any]) -> list[Text]:
 def _of_run(state: Mapping[str, Any]) -> list[Text]:
     style = STYLES.get(state["status"], "")
     seconds = state["seconds"]
-    parts = [_steps(state), f"{duration(seconds)}" if isinstance(seconds, int | float) else ""]
+    parts = [_steps(state), "" if seconds is None else duration(seconds)]
     line = Text.assemble((state["status"], style), *(f"  {part}" for part in parts if part))
     lines = [Text(f"run · {state['folder']}", style="bold"), line]
     if isinstance(state["test_accuracy"], float):

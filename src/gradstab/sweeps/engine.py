@@ -112,14 +112,19 @@ class Sweep:
                 if entry is None:
                     number += 1
                     entry = Entry(key, cell_directory(number, cell.swept, key))
-                elif entry.status == RUNNING or (entry.status in ENDED and not self._runs_again(key, entry)):
+                # Told once, unless the line that did so was damaged.
+                told = {} if entry.settings else {"swept": dict(cell.swept), "settings": cell.settings}
+                record: dict[str, Any] = {"key": key, "directory": entry.directory, **told}
+                if entry.status == RUNNING:
+                    continue
+                if entry.status in ENDED and not self._runs_again(key, entry):
+                    if told:
+                        records.append(record | {"status": entry.status, "reason": entry.reason})
                     continue
                 again = print_of(self.folder / entry.directory) if entry.status in ENDED else entry.again
-                record: dict[str, Any] = {"key": key, "directory": entry.directory, "status": PENDING}
+                record["status"] = PENDING
                 if again:
                     record["again"] = again
-                if not entry.settings:
-                    record |= {"swept": dict(cell.swept), "settings": cell.settings}
                 records.append(record)
                 fresh = replace(entry, status=PENDING, reason="", again=again)
                 entries[key] = replace(fresh, swept=dict(cell.swept), settings=cell.settings)

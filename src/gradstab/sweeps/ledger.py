@@ -177,4 +177,5 @@ def _record(line: bytes) -> dict[str, Any] | None:
     # A name that leads elsewhere would make a sweep write there.
     named = isinstance(directory, str) and re.fullmatch(r"\w[\w.=,+-]*", directory, re.ASCII)
     fits = all(isinstance(record.get(name, kind()), kind) for name, kind in _TYPES.items())
-    return record if known and named and fits else None
+    words = fits and all(isinstance(word, str) for word in record.get("swept", {}).values())
+    return record if known and named and words else None

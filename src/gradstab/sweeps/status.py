@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -37,7 +38,8 @@ def _of_sweep(folder: Path) -> dict[str, Any]:
     rows = rows_of(folder, [true_state(folder, entry) for entry in entries.values()])
     counts = Counter(row.entry.status for row in rows)
     running = [_running(folder, row.entry) for row in rows if row.entry.status == RUNNING]
-    seconds = [taken for row in rows if row.entry.status in FINISHED and (taken := row.figure("seconds")) is not None]
+    taken = [row.figure("seconds") for row in rows if row.entry.status in FINISHED]
+    seconds = [one for one in taken if one is not None and math.isfinite(one)]
     left = counts["pending"] + counts["interrupted"]
     return {
         "kind": "sweep",
@@ -115,7 +117,7 @@ def _of_run(directory: Path) -> dict[str, Any]:
         "folder": str(directory),
         "status": state,
         "reason": str(record.get("reason", "")),
-        "seconds": seconds,
+        "seconds": seconds if isinstance(seconds, int | float) and math.isfinite(seconds) else None,
         **_steps(directory, record),
         "test_accuracy": record.get("test_accuracy"),
         "log": log_of(directory) if state == FAILED else None,

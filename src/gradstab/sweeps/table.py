@@ -19,8 +19,9 @@ def cells_table(rows: Sequence[Row], objective: str) -> list[Column]:
     statuses = [row.entry.status for row in rows]
     # Where all went well there is nothing to tell apart.
     columns.append(Column("status", statuses, rank=6 if set(statuses) == {"completed"} else 0))
-    shown = ["test_accuracy"] if any(row.figure("test_accuracy") is not None for row in rows) else ["test_loss"]
-    shown += [name for name in ("depth_factor", objective) if name not in shown]
+    known = {name for name in ("test_accuracy", "test_loss") if any(row.figure(name) is not None for row in rows)}
+    shown = ["test_loss" if known == {"test_loss"} else "test_accuracy"]
+    shown += ["depth_factor", *({objective} - {"depth_factor", *shown, *{"test_accuracy"} - known})]
     for name in shown:
         rank = {"depth_factor": 2}.get(name, 0)
         columns.append(Column(_title(name), [_number(name, row.figure(name)) for row in rows], rank, right=True))
