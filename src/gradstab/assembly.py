@@ -68,7 +68,7 @@ def build(config: Config, data: Dataset | None = None) -> Parts:
 
 
 def check_memory(config: Config, *, training: bool = True) -> None:
-    """Refuse what its device, or this machine, has no memory for, before anything is allocated; ConfigError says why."""
+    """Refuse what its device or this machine has no memory for, before anything is allocated; ConfigError says why."""
     device = reproducibility.resolve_device(config.device, config.precision)
     check_host(config, training=training, elsewhere=device.type == "cuda")
     if device.type == "cuda":

@@ -112,6 +112,10 @@ def _run(
         run_directory.write_config(directory, to_container(config))
     else:
         _note_resumption(directory, record, earlier, state["step"], quiet=config.quiet)
+        # Continued by hand, a cell is to leave what it would have left in its sweep.
+        cell = earlier.get("cell") if cell is None else cell
+    if cell is not None:
+        record["cell"] = list(cell)
     _write(directory, record)
     session: Session | None = None
     ended: dict[str, Any] | None = None
@@ -135,12 +139,7 @@ def _run(
     except KeyboardInterrupt as error:
         # Whatever comes now, the checkpoint and run.json are written first; only another Ctrl-C is quicker.
         stop.hold()
-        said = ""
-        if ended is not None:
-            try:
-                checkpoints.write(ended)
-            except OSError as full:
-                said = NO_CHECKPOINT.format(full.strerror)
+        said = "" if ended is None else _written(checkpoints, ended)
         raise _interruption(directory, record, session, error, said) from error
     except Exception as error:
         stop.hold()
@@ -178,6 +177,15 @@ def _write(directory: Path, record: dict[str, Any]) -> None:
         run_directory.write_run(directory, record)
     except OSError as error:
         raise GradstabError(f"{directory / run_directory.RUN_FILE}: cannot be written ({error.strerror})") from error
+
+
+def _written(checkpoints: Checkpoints, ended: dict[str, Any]) -> str:
+    """Write the state of a run whose training is done; returns what kept it from being written, if anything did."""
+    try:
+        checkpoints.write(ended)
+    except OSError as error:
+        return NO_CHECKPOINT.format(error.strerror)
+    return ""
 
 
 def _interruption(

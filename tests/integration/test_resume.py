@@ -420,7 +420,7 @@ def test_what_every_may_be_is_said(configure: Compose, value: str) -> None:
 
 
 def test_checkpoints_beyond_the_end_are_no_checkpoints(configure: Compose) -> None:
-    with pytest.raises(ConfigError, match=r"checkpoint\.every=41: no checkpoint would be written in 40 steps"):
+    with pytest.raises(ConfigError, match=r"checkpoint\.every=41: none would be written in 40 steps"):
         configure("steps=40", "checkpoint.every=41")
 
 

@@ -228,3 +228,18 @@ def test_a_shell_scripts_background_job_listens(tmp_path: Path) -> None:
         shell.wait()
         shell.stdout.close()
     assert status_of(tmp_path / "run") == "interrupted"
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    """As in ``gradstab train | head -1``; rich, left to itself, ends the process and leaves run.json at "running"."""
+    size = ("steps=40", "eval_every=5", "device=cpu", "out_dir=run", "model.depth=2", "model.width=4")
+    command = [sys.executable, "-m", "gradstab", "train", *size, "images_after=null"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    # Before anything is said: the headline itself finds nobody.
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), said) == (0, "")
+    assert read_run(tmp_path / "run")["status"] == "completed"

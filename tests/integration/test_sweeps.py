@@ -125,6 +125,25 @@ def test_equal_cells_run_once(here: Here, runs: list[Any]) -> None:
     assert "sweep of 1 cell " in done.stdout
 
 
+def test_a_knob_of_options_that_are_swept_need_not_be_the_default_options(
+    here: Here, tmp_path: Path, runs: list[Any]
+) -> None:
+    words = ("optimizer=momentum,nesterov", "optimizer.momentum=0.5")
+    done = here("train", "-m", *TINY, *words, "out_dir=s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [(run.optimizer.name, run.optimizer.knobs["momentum"]) for run in runs] == [
+        ("momentum", 0.5),
+        ("nesterov", 0.5),
+    ]
+    # A knob that is the same in all cells is not among what differs, also where there is one cell.
+    here("train", "-m", *TINY, "optimizer=momentum", *words[1:], "out_dir=one")
+    assert statuses(tmp_path / "one") == {"": "completed"}
+    # TINY's depth comes after the study's, and replaces it.
+    here("train", "-m", *TINY, "experiment=activation_by_depth", "act=relu,tanh", "out_dir=study")
+    assert statuses(tmp_path / "study") == dict.fromkeys(("act=relu", "act=tanh"), "completed")
+    assert {run.model.knobs["depth"] for run in runs} == {1}
+
+
 def test_the_ledger_and_the_directories(here: Here, tmp_path: Path, configure: Compose) -> None:
     here("train", "-m", *TINY, "act=relu,tanh", "out_dir=s")
     entries, _ = Ledger(tmp_path / "s").read()
@@ -162,6 +181,12 @@ def test_a_failure_stops_nothing_and_is_told_at_the_end(
     # It stays a failure, and is not tried again unasked.
     again = here("train", "-m", *TINY, "seed=0,1,2,3", "out_dir=s")
     assert (again.returncode, again.stderr, len(runs)) == (1, done.stderr, 4)
+
+
+def test_where_all_failed_there_is_one_column_for_accuracy(here: Here, breaking: Callable[..., None]) -> None:
+    breaking(lambda _: True)
+    done = here("train", "-m", *TINY, "seed=0,1", "out_dir=s")
+    assert (done.stdout.count("accuracy"), done.stdout.count("test loss")) == (2, 0)
 
 
 def test_retry(here: Here, tmp_path: Path, breaking: Callable[..., None], runs: list[Any]) -> None:
@@ -264,6 +289,10 @@ def test_a_damaged_ledger_is_named_and_does_not_stop_a_sweep(here: Here, tmp_pat
     assert done.stderr.startswith("gradstab: s/ledger.jsonl, line 1: is damaged")
     assert done.stderr.count("\n") == 1
     assert here("status", "s").stderr == done.stderr
+    # What the line said is known again.
+    assert [row["seed"] for row in table(tmp_path / "s")] == ["0", "1"]
+    entries, _ = Ledger(tmp_path / "s").read()
+    assert all(entry.swept and entry.settings and entry.status == "completed" for entry in entries.values())
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(
@@ -297,6 +326,10 @@ def test_a_cell_that_another_process_runs_is_left_to_it(
         (["optimizer.lr=-1,0.01"], ["optimizer.lr=-1: must be", "(in cell optimizer.lr=-1)"]),
         (["optimizer.lr=-1", "seed=1,2"], ["optimizer.lr=-1: must be"]),
         (["act=relu,sigmod"], ["act=sigmod", "did you mean sigmoid"]),
+        (["optimizer.lr=interval(0,1)"], ["gradstab: optimizer.lr=interval(0,1): is endless", "optuna"]),
+        (["act=relu,tanh", "model.widht=3"], ["gradstab: model.widht=3: ", "did you mean width"]),
+        (["act=relu,tanh", "model.width=a[b"], ["gradstab: model.width=a[b: cannot be read"]),
+        (["optimizer=momentum,sgd", "optimizer.momentum=0.5"], ["optimizer.momentum=0.5", "(in cell optimizer=sgd)"]),
         (["steps=1,2", "data.root=${nope}"], ["nope"]),
         (["seed=0,1", "sweep.retry=all"], ["sweep.retry=all", "failed, diverged"]),
         (["seed=0,1", "sweep.retry=failed", "sweep.force=true"], ["sweep.retry=failed", "no effect"]),
@@ -538,6 +571,24 @@ def test_status_of_a_run_and_of_neither(here: Here, tmp_path: Path) -> None:
         assert (wrong.returncode, wrong.stdout) == (2, "")
         assert told in wrong.stderr
         assert wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("seconds", ["NaN", "1e999"])
+def test_status_of_a_record_that_no_run_wrote(here: Here, tmp_path: Path, seconds: str) -> None:
+    cell = tmp_path / "000_0"
+    cell.mkdir()
+    (cell / "run.json").write_text(
+        f'{{"status": "completed", "seconds": {seconds}, "test_accuracy": NaN, "depth_factor": -Infinity}}'
+    )
+    Ledger(tmp_path).append({"key": "0" * 16, "directory": "000_0", "status": "completed"})
+
+    def refused(word: str) -> None:
+        raise AssertionError(word)
+
+    for folder in (tmp_path, cell):
+        assert here("status", str(folder)).returncode == 0
+        state = json.loads(here("status", str(folder), "--json").stdout, parse_constant=refused)
+        assert state.get("seconds", state.get("seconds_per_cell")) is None
 
 
 def test_status_needs_no_torch(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_a_torn_line_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
         b'{"key": "0123456789abcdef", "directory": "000", "status": "done"}',
         b'{"key": "0123456789abcdef", "directory": "000", "status": ["pending"]}',
         b'{"key": "0123456789abcdef", "directory": "000", "status": "pending", "settings": 3}',
+        b'{"key": "0123456789abcdef", "directory": "000", "status": "pending", "swept": {"act": 3}}',
         b'{"key": "0123456789abcdef", "directory": "000", "status": "pending", "reason": null}',
     ],
 )

@@ -8,8 +8,11 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from gradstab.config import GROUPS
 
 # Compositions kept for the next cell; a sweep over more choices than this composes some of them again.
 KEPT = 256
@@ -145,6 +148,23 @@ def _beside_choices(plain: dict[str, Any]) -> dict[str, Any]:
         "job": {**hydra["job"], "override_dirname": None},
         "runtime": {**hydra["runtime"], "choices": list(hydra["runtime"]["choices"])},
     }
+
+
+def tolerated(word: str) -> str:
+    """A knob's word in a form that Hydra lets pass before a cell's own options are chosen, which may be others."""
+    if word.partition(".")[0] not in GROUPS:
+        return word
+    try:
+        swept = OverridesParser.create().parse_override(word).is_sweep_override()
+    except HydraException:
+        return word
+    return word if swept else f"++{word}"
+
+
+def as_typed(word: str) -> str:
+    """The word that was :func:`tolerated`: only under its own name does it replace what a study says of that knob."""
+    own = word.removeprefix("++")
+    return own if own.partition(".")[0] in GROUPS else word
 
 
 def quick(context: Any) -> None:

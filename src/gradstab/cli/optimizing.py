@@ -23,6 +23,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from gradstab.cli.cells import as_typed
 from gradstab.config.compose import read_knobs
 from gradstab.config.fields import MAX_SEED, checked, choice, number
 from gradstab.config.sweep_options import objective
@@ -79,7 +80,7 @@ class OptunaSweeper(Sweeper):
         direction = self.knobs.direction or DIRECTIONS.get(figure)
         if direction is None:
             raise ConfigError(f"objective={figure}: needs {_PREFIX}.direction; allowed: maximize, minimize")
-        words_given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        words_given = [*(f"{key}={value}" for key, value in self.params.items()), *map(as_typed, arguments)]
         fixed, space = _split(words_given, self.hydra_context.config_loader)
         study = optuna.create_study(sampler=_sampler(self.knobs, optuna), direction=direction)
         returned: list[Sequence[JobReturn]] = []

@@ -23,7 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gradstab.cli import optimizing
-from gradstab.cli.cells import quick
+from gradstab.cli.cells import as_typed, quick
 from gradstab.cli.session import Session
 from gradstab.config import Config, from_hydra, to_container, translate
 from gradstab.config.sweep_options import SweepKnobs, objective
@@ -92,7 +92,7 @@ class Grid(Sweeper):
         # Hydra's search for plugins imports this module a second time, so a class of its would be another by then.
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-        words = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
+        words = [*(f"{key}={value}" for key, value in self._params.items()), *map(as_typed, arguments)]
         overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(words)
         for override in overrides:
             if override.is_sweep_override() and not override.is_discrete_sweep():
@@ -186,7 +186,8 @@ def _check_folder(config: Config, master: DictConfig) -> None:
 def _swept(words: Sequence[str], jobs: Sequence[Sequence[str]], master: DictConfig) -> dict[str, str]:
     """The fields that differ: those with several values in the batch, and those that a sweeper has chosen."""
     common = set(words).intersection(*jobs)
-    given = set(map(str, OmegaConf.to_container(master.hydra.overrides.task, resolve=False) or ()))
+    typed = OmegaConf.to_container(master.hydra.overrides.task, resolve=False) or ()
+    given = {as_typed(str(word)) for word in typed}
     fields = {}
     for word in words:
         name, _, value = word.partition("=")

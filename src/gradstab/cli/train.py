@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from gradstab.catalogue import GROUPS
 from gradstab.cli.composition import compose
 from gradstab.cli.output import FAILED, OK, complain
 from gradstab.cli.resume import asks_to_resume, resume
@@ -49,28 +48,15 @@ def _sweep(words: list[str], own: Sequence[str]) -> int:
         if group == "hydra/launcher" and name not in LAUNCHERS:
             raise ConfigError(f"{word}: keeps no ledger; {one_of(LAUNCHERS, name)}")
 
+    from gradstab.cli.cells import tolerated
     from gradstab.cli.session import conduct, default_folder
     from gradstab.cli.sweep import begin
 
     folder = default_folder(words)
     # A run's own config.yaml has no such key, hence the plus signs.
-    words = [*map(_for_cells, words), *(f"++objective={objective(figure)}" for figure in figures)]
+    words = [*map(tolerated, words), *(f"++objective={objective(figure)}" for figure in figures)]
     code = conduct(begin(knobs), lambda: compose(words, _run_job, folder=folder))
     return max(code, *_exit_codes, OK)
-
-
-def _for_cells(word: str) -> str:
-    """A knob's word in a form that Hydra also takes before the cells' own options are chosen, which may be others."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    if word.partition(".")[0] not in GROUPS:
-        return word
-    try:
-        swept = OverridesParser.create().parse_override(word).is_sweep_override()
-    except HydraException:
-        return word
-    return word if swept else f"++{word}"
 
 
 def _run_job(composed: Any) -> None:

@@ -22,7 +22,7 @@ def _every_problem(value: Any) -> str | None:
 @option("checkpoint", "default")
 @dataclass(frozen=True)
 class Checkpointing(Option):
-    """Everything a run needs to go on from there, in checkpoints/; a run that ends sooner than ``every`` writes none."""
+    """All a run needs to go on from there, in checkpoints/; a run that ends sooner than ``every`` writes none."""
 
     name: str = "default"
     every: Any = checked("10min", _every_problem, "a number of steps, a time such as 10min, or null")

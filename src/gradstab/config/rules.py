@@ -156,7 +156,7 @@ def _never(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
 def _checkpoint(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
     every = config.checkpoint.steps
     if every is not None and every > config.total_steps and was_set("checkpoint.every"):
-        yield f"checkpoint.every={every}: no checkpoint would be written in {config.total_steps} steps; allowed: up to that"
+        yield f"checkpoint.every={every}: none would be written in {config.total_steps} steps; allowed: up to that"
 
 
 _RULES: tuple[Rule, ...] = (_length, _depth, _norm_position, _data, _init, _stop_on, _images, _never, _checkpoint)

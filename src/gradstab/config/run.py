@@ -29,6 +29,7 @@ __all__ = [
     "verdict_options",
 ]
 
+
 def _batch_size_problem(value: Any) -> str | None:
     return None if value == "full" or positive_int(value) else "must be a whole number above 0, or full"
 

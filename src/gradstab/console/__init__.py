@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 18
 MAX_ROWS = 24
+
+
+class PatientConsole(Console):
+    """Falls silent when its reader (head, less) goes, where rich would end the process: the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Nothing is said from now on, and the interpreter has nothing to flush."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 class _Quiet:
@@ -82,7 +92,7 @@ def _state(latest: Latest) -> str:
 @contextlib.contextmanager
 def display(config: Config, parts: Parts) -> Iterator[Display]:
     """Say what is about to run, and show its progress: a bar in a terminal, lines elsewhere, nothing if quiet."""
-    console = Console()
+    console = PatientConsole()
     if config.quiet:
         yield _Quiet()
         return
@@ -121,7 +131,7 @@ def summary(config: Config, parts: Parts, outcome: Outcome, record: dict[str, An
     """The end of a run: how it went, the gradient through depth, and where to look next."""
     if config.quiet:
         return
-    console = Console()
+    console = PatientConsole()
     latest = outcome.latest
     if latest.layer_grad_norms:
         console.print(depth_table(parts.probe.tags, latest, console.width))

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column as TableColumn
 from rich.table import Table
 from rich.text import Text
+
+from gradstab.console import PatientConsole
 
 STYLES = {
     "completed": "green",
@@ -33,7 +35,7 @@ class SweepView:
 
     def __init__(self, folder: Path, launcher: str, *, quiet: bool, expected: int = 0) -> None:
         # While a cell runs in this process, what it prints goes into its log; what is shown here does not.
-        self.console = Console(file=sys.stdout, highlight=False)
+        self.console = PatientConsole(file=sys.stdout, highlight=False)
         self._folder = folder
         self._launcher = launcher
         self.quiet = quiet

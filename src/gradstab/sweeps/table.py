@@ -36,8 +36,9 @@ def seeds_table(groups: Sequence[Group]) -> list[Column]:
     columns = _swept_columns(names, [list(group.swept.values()) for group in groups])
     counts = [f"{len(group.completed)}/{len(group.rows)}" for group in groups]
     columns.append(Column("done", counts, rank=4, right=True))
-    accuracy = any(group.spread("test_accuracy") for group in groups)
-    for name, rank in (("test_accuracy" if accuracy else "test_loss", 0), ("depth_factor", 2), ("seconds", 5)):
+    known = {name for name in ("test_accuracy", "test_loss") if any(group.spread(name) for group in groups)}
+    first = "test_loss" if known == {"test_loss"} else "test_accuracy"
+    for name, rank in ((first, 0), ("depth_factor", 2), ("seconds", 5)):
         title = "s" if name == "seconds" else _title(name)
         columns.append(Column(title, [_spread(name, group.spread(name)) for group in groups], rank, right=True))
     columns.append(Column("verdict", [_labels(group) for group in groups], rank=3, cut="end"))
