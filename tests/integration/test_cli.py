@@ -134,7 +134,7 @@ def test_a_run_in_a_pipe_prints_plain_lines(tmp_path: Path) -> None:
     assert "02_output" in done.stdout
     assert "per layer" in done.stdout
     assert "tensorboard --logdir here" in done.stdout
-    assert sorted(p.name.split(".")[0] for p in (tmp_path / "here").iterdir()) == ["config", "events", "run"]
+    assert sorted(p.name.split(".")[0] for p in (tmp_path / "here").glob("[!.]*")) == ["config", "events", "run"]
 
 
 def test_quiet_prints_nothing(here: Here, tmp_path: Path) -> None:
