@@ -13,6 +13,7 @@ from gradstab.catalogue import experiments, listing
 from gradstab.config import GROUPS, OPTIONS, Config, from_hydra, to_container
 from gradstab.config.run import Run
 from gradstab.errors import ConfigError
+from gradstab.run_directory import write_config
 from tests.conftest import Compose
 
 ALL_OPTIONS = [(group, name) for group, options in OPTIONS.items() for name in options]
@@ -219,3 +220,13 @@ def test_listing_one_group_or_an_unknown_one() -> None:
 
 def test_every_run_scalar_is_in_the_configuration() -> None:
     assert {f.name for f in fields(Run)} <= {f.name for f in fields(Config)}
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "-1", ".5", "inf", "nan", "yes", "null", "10min", "full", "a: b", "ü #x", "1_0", "0x1f"]
+)
+def test_text_in_config_yaml_comes_back_as_text(tmp_path: Path, text: str) -> None:
+    settings = {"a": text, "b": [1, 2.5, True, None, 1e-7, text], "c": {"d": (1, 2)}}
+    write_config(tmp_path, settings)
+    read = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
+    assert {key: read[key] for key in settings} == {"a": text, "b": settings["b"], "c": {"d": [1, 2]}}
