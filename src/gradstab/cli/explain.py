@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradstab.cli.output import FAILED, OK, complain, say
+from gradstab.cli.output import FAILED, OK, complain, say, unforeseen
 from gradstab.errors import ConfigError, GradstabError
 
 USAGE = """\
@@ -52,10 +50,7 @@ def explain(args: Sequence[str]) -> int:
     except GradstabError:
         raise
     except Exception as error:
-        if os.environ.get("GRADSTAB_TRACEBACK"):
-            traceback.print_exc()
-        complain(f"failed: {type(error).__name__}: {error}".splitlines()[0] + " (GRADSTAB_TRACEBACK=1 shows where)")
-        return FAILED
+        return unforeseen(error)
     if isinstance(found, str):
         return say((json.dumps({"nothing": found}) if "--json" in args else found) + "\n")
     if "--json" in args:

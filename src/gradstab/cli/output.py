@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 
 LONGEST = 4000
 OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -26,3 +28,11 @@ def _one_line(text: str) -> str:
     """Text that is one line in any terminal: what was typed or read may hold line ends, escapes, and far too much."""
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 :]}"
+
+
+def unforeseen(error: Exception) -> int:
+    """Say in one line what nobody foresaw; to be called where it is being handled."""
+    if os.environ.get("GRADSTAB_TRACEBACK"):
+        traceback.print_exc()
+    complain(f"failed: {type(error).__name__}: {error}".splitlines()[0] + " (GRADSTAB_TRACEBACK=1 shows where)")
+    return FAILED

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from gradstab.cli.composition import HYDRA_FLAGS, compose
-from gradstab.cli.output import FAILED, OK, complain, say
+from gradstab.cli.output import OK, complain, say, unforeseen
 from gradstab.config import from_hydra
 from gradstab.config.probe_options import PREFIX, probe_knobs
 from gradstab.errors import ConfigError, GradstabError
@@ -54,10 +52,7 @@ def probe(args: Sequence[str]) -> int:
     except GradstabError:
         raise
     except Exception as error:
-        if os.environ.get("GRADSTAB_TRACEBACK"):
-            traceback.print_exc()
-        complain(f"failed: {type(error).__name__}: {error}".splitlines()[0] + " (GRADSTAB_TRACEBACK=1 shows where)")
-        return FAILED
+        return unforeseen(error)
     if as_json:
         return say(json.dumps(findings.to_dict(), allow_nan=False) + "\n")
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradstab.cli.output import FAILED, OK, complain, say
+from gradstab.cli.output import OK, say, unforeseen
 from gradstab.errors import ConfigError, GradstabError
 
 FLAG = "--resume"
@@ -47,10 +45,7 @@ def resume(args: Sequence[str]) -> int:
     except GradstabError:
         raise
     except Exception as error:
-        if os.environ.get("GRADSTAB_TRACEBACK"):
-            traceback.print_exc()
-        complain(f"failed: {type(error).__name__}: {error}".splitlines()[0] + " (GRADSTAB_TRACEBACK=1 shows where)")
-        return FAILED
+        return unforeseen(error)
     return OK
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from gradstab.cli.composition import compose
-from gradstab.cli.output import FAILED, OK, complain
+from gradstab.cli.output import FAILED, OK, complain, unforeseen
 from gradstab.cli.resume import asks_to_resume, resume
 from gradstab.config import one_of
 from gradstab.config.sweep_options import PREFIX, is_sweep_word, objective, sweep_knobs
@@ -88,10 +86,7 @@ def _run_job(composed: Any) -> None:
         complain(str(error))
         _exit_codes.append(FAILED)
     except Exception as error:
-        if os.environ.get("GRADSTAB_TRACEBACK"):
-            traceback.print_exc()
-        complain(f"failed: {type(error).__name__}: {error}".splitlines()[0] + " (GRADSTAB_TRACEBACK=1 shows where)")
-        _exit_codes.append(FAILED)
+        _exit_codes.append(unforeseen(error))
     else:
         _exit_codes.append(OK)
 
