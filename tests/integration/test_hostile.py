@@ -140,7 +140,9 @@ def test_data_files_that_are_no_files_are_missing(tmp_path: Path, kind: str) -> 
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"junk", gzip.compress(b"1,2,3\n"), gzip.compress(b"x,y\n")[:-4], b"\x1f\x8b"]
+    "content",
+    [b"", b"junk", gzip.compress(b"1,2,3\n"), gzip.compress(b"x,y\n")[:-4], b"\x1f\x8b"],
+    ids=["empty", "junk", "other columns", "no numbers and cut off", "cut off at once"],
 )
 def test_a_damaged_file_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     path = tmp_path / "datasets" / "data" / "digits.csv.gz"
