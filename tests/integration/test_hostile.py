@@ -29,7 +29,8 @@ from gradstab.data import load_data
 from gradstab.errors import DataError, GradstabError
 from gradstab.events import read_records
 from gradstab.run_directory import CONFIG_FILE, RUN_FILE, identity, read_run
-from tests.conftest import Here
+from gradstab.runner import run
+from tests.conftest import Compose, Here
 from tests.integration.test_report import make_run
 
 TINY = ("model.depth=2", "model.width=4", "batch_size=16", "device=cpu", "quiet=true", "images_after=null")
@@ -162,9 +163,9 @@ def test_a_damaged_file_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def stranger(here: Here, tmp_path: Path) -> Path:
+def stranger(configure: Compose, tmp_path: Path) -> Path:
     """A run's directory as it may come from somebody else."""
-    assert here("train", *TINY, "steps=2", "out_dir=stranger").returncode == 0
+    run(configure(*TINY, "steps=2"), tmp_path / "stranger")
     return tmp_path / "stranger"
 
 
@@ -443,7 +444,7 @@ def test_a_disk_that_is_full_before_a_run(small_disk: Path) -> None:
 # ------------------------------------------------------------------------------------------------ in use
 
 
-def test_a_directory_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_directory_in_use_is_refused_and_left_alone(here: Here, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gradstab", "train", *TINY, "steps=1000000", "out_dir=run"]
     with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
         try:
@@ -452,14 +453,14 @@ def test_a_directory_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
                     break
                 time.sleep(0.1)
             for words in (("train", *TINY, "steps=3", "out_dir=run"), ("train", "--resume", "run")):
-                done = gradstab(*words, cwd=tmp_path)
+                done = here(*words)
                 assert done.returncode == 2, done.stderr
                 assert done.stderr.count("\n") == 1
             assert process.poll() is None
         finally:
             process.kill()
     assert json.loads((tmp_path / "run" / RUN_FILE).read_text())["status"] == "running"
-    assert "interrupted" in gradstab("status", "run", cwd=tmp_path).stdout
+    assert "interrupted" in here("status", "run").stdout
 
 
 # --------------------------------------------------------------------------------------------- checkpoints

@@ -80,7 +80,7 @@ def found(folder: Path, task: Task) -> dict[str, Any]:
     return result
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 40.0) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "waited in vain"

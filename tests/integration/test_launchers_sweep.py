@@ -95,7 +95,7 @@ def test_a_sweep_is_the_same_on_every_launcher(launcher: str, here: Here, tmp_pa
 
 def _killed_on_the_way(here: Here, folder: Path, words: list[str], kill: Callable[[], None]) -> str:
     """Sweep over four seeds, kill once two cells are on their way; returns the cell that was hit."""
-    cells = ["train", "-m", "seed=0,1,2,3", "steps=600", "checkpoint.every=50", *TINY, f"out_dir={folder.name}"]
+    cells = ["train", "-m", "seed=0,1,2,3", "steps=1500", "checkpoint.every=100", *TINY, f"out_dir={folder.name}"]
 
     def watch() -> None:
         # One of them with something to go on from.
@@ -116,7 +116,7 @@ def _killed_on_the_way(here: Here, folder: Path, words: list[str], kill: Callabl
 
 def _same_as_alone(here: Here, tmp_path: Path, folder: Path, cell: str) -> None:
     seed = json.loads((folder / cell / "run.json").read_text())["seed"]
-    assert here("train", "-m", f"seed={seed}", "steps=600", *TINY, "out_dir=alone").returncode == 0
+    assert here("train", "-m", f"seed={seed}", "steps=1500", *TINY, "out_dir=alone").returncode == 0
     assert losses(folder)[cell] in losses(tmp_path / "alone").values()
 
 

@@ -14,10 +14,13 @@ import pytest
 from gradstab import capacity
 from gradstab.assembly import build
 from gradstab.config import OPTIONS
+from gradstab.config.probe_options import ProbeKnobs
 from gradstab.config.sizes import footprint, in_words
 from gradstab.config.training_options import N_TEST, N_TRAIN, SAMPLES
 from gradstab.data import load_data
 from gradstab.errors import ConfigError
+from gradstab.probing import probe
+from gradstab.runner import run
 from tests.conftest import Compose, Here
 
 GIB = 2**30
@@ -140,19 +143,30 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_machine")
 @pytest.mark.parametrize(("words", "first", "last"), ABSURD, ids=[" ".join(words)[:40] for words, *_ in ABSURD])
-@pytest.mark.parametrize("command", ["train", "probe"])
 def test_absurd_sizes_are_refused_before_anything_is_allocated(
-    here: Here, tmp_path: Path, command: str, words: tuple[str, ...], first: str, last: str
+    configure: Compose, tmp_path: Path, words: tuple[str, ...], first: str, last: str
 ) -> None:
-    done = here(command, *words, "device=cpu", *(["out_dir=run"] if command == "train" else []))
+    config = configure(*words, "device=cpu")
+    with pytest.raises(ConfigError) as to_train:
+        run(config, tmp_path / "run")
+    with pytest.raises(ConfigError) as to_probe:
+        probe(config, ProbeKnobs())
+    assert str(to_train.value).startswith(first)
+    for said in map(str, (to_train.value, to_probe.value)):
+        assert "\n" not in said
+        assert "of memory (" in said
+        assert "this machine has 8 GiB free" in said
+        assert last in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_machine")
+@pytest.mark.parametrize("command", ["train", "probe"])
+def test_absurd_sizes_are_bad_input(here: Here, tmp_path: Path, command: str) -> None:
+    done = here(command, "model.depth=1000000", "device=cpu")
     assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gradstab: model.depth=1000000: would take ")
     assert done.stderr.count("\n") == 1
-    said = done.stderr.removeprefix("gradstab: ")
-    if command == "train":
-        assert said.startswith(first)
-    assert "of memory (" in said
-    assert "this machine has 8 GiB free" in said
-    assert last in said
     assert not list(tmp_path.iterdir())
 
 
