@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,21 @@ class Recurrent(nn.Module):
             h = self.phi(self.again(h))
         y: Tensor = self.leave(h)
         return y
+
+
+def test_gradients_are_freed_when_the_loop_frees_them(tmp_path: Path) -> None:
+    """Held until the next step, they would take as much memory again as the weights."""
+    model = mlp(8, 6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, tmp_path / "run", optimizer=optimizer) as monitor:
+        for x, y in data(3, 16, 8):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            monitor.step(loss)
+            seen = [weakref.ref(p.grad) for p in model.parameters()]
+            optimizer.step()
+            optimizer.zero_grad()
+            assert [grad() for grad in seen] == [None] * 4
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

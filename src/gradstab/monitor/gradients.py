@@ -15,7 +15,6 @@ from gradstab.measure import quantities as q
 from gradstab.measure.probe import GradientNorms
 from gradstab.monitor.layers import WatchedLayer
 
-SMALL = 2048
 _GRAD = operator.attrgetter("grad")
 
 
@@ -37,15 +36,6 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         self._uniform = not first.is_complex() and all(
             p.device == first.device and p.dtype == first.dtype for p in self.parameters
         )
-        shapes: dict[tuple[int, ...], list[int]] = {}
-        for i, parameter in enumerate(self.parameters):
-            if parameter.numel() <= SMALL and first.device.type == "cpu":
-                shapes.setdefault(tuple(parameter.shape), []).append(i)
-        self._small = [group for group in shapes.values() if len(group) > 1]
-        stacked = {i for group in self._small for i in group}
-        self._single = [i for i in range(len(self.parameters)) if i not in stacked]
-        order = [*self._single, *(i for group in self._small for i in group)]
-        self._back = torch.tensor(order, device=self.device).argsort()
 
     @property
     def hidden(self) -> tuple[WatchedLayer, ...]:
@@ -85,7 +75,7 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         if self._uniform and positions is None:
             # Missing and sparse ones are exceptions: asking every gradient each time costs more than most norms.
             with contextlib.suppress(TypeError, RuntimeError):
-                return self._widened(grads, self._all(grads))
+                return self._widened(grads, self.grad_norms(grads))
         present = [g for g in grads if g is not None]
         plain = self._uniform and not any(g.is_sparse for g in present)
         norms = torch.zeros(len(self.parameters), device=self.device, dtype=self._dtype or torch.float32)
@@ -95,17 +85,6 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         norms = norms.to(torch.promote_types(norms.dtype, found.dtype))
         norms[[i for i, g in zip(chosen, grads, strict=True) if g is not None]] = found.to(norms.dtype)
         return norms
-
-    def _all(self, grads: Sequence[Tensor]) -> Tensor:
-        """The norms of all gradients; on the CPU, many small ones of a shape are stacked and cost a call together."""
-        if not self._small:
-            return self.grad_norms(grads)
-        single = torch._foreach_norm([grads[i] for i in self._single], 2, dtype=self._dtype) if self._single else []
-        rows: list[Tensor] = [torch.stack(list(single))] if single else []
-        for group in self._small:
-            stacked = torch.stack([grads[i] for i in group]).flatten(1)
-            rows.append(torch.linalg.vector_norm(stacked, dim=1, dtype=self._dtype))
-        return torch.cat(rows)[self._back]
 
     def _widened(self, grads: Sequence[Tensor], norms: Tensor) -> Tensor:
         """Where float32 could not hold the squares of tiny or huge gradients, their norms taken again in float64."""

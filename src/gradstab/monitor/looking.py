@@ -27,6 +27,10 @@ class Look:
     grads: list[Tensor | None]
     versions: list[int]
 
+    def release(self) -> None:
+        """Let go of the gradients."""
+        self.grads, self.versions = [], []
+
 
 class Looker:
     """Takes norms as they would be without a GradScaler's factor, of all parameters or of one optimizer's."""

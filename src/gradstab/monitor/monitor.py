@@ -115,7 +115,7 @@ class Monitor:
             self._extend(row, optimizer)
         else:
             self._settle()
-            row = self._row = self._begin(None if loss is None else value, optimizer, lr)
+            row = self._row = self._begin(value, loss is not None, optimizer, lr)
         if optimizer is None or len(row.parts) >= len(self._optimizers):
             self._prepare()
 
@@ -164,16 +164,14 @@ class Monitor:
     ) -> None:
         self.close(*ending(error))
 
-    def _begin(self, loss: Tensor | None, optimizer: Optimizer | None, lr: float | None) -> Row:
+    def _begin(self, loss: Tensor, known: bool, optimizer: Optimizer | None, lr: float | None) -> Row:
         measured = self._settings.measures(self._step)
         if self._step == 0:
             self._arrange()
         look, self._looked = self._looked or self._looker.look(optimizer), None
         rate = lr if lr is not None else learning_rate(self._optimizers if optimizer is None else [optimizer])
-        unknown = ["train/loss"] * (loss is None) + ["train/learning_rate"] * (rate is None)
-        record = StepRecord(
-            self._step, math.nan if rate is None else rate, as_scalar(loss, self._norms.device), norms=look.norms
-        )
+        unknown = ["train/loss"] * (not known) + ["train/learning_rate"] * (rate is None)
+        record = StepRecord(self._step, math.nan if rate is None else rate, loss, norms=look.norms)
         if (measured or self._step == 0) and not self._book.lacks_gradients and not look.norms.any():
             self._book.lacks_gradients = True
             self._book.complain(NO_GRADIENT.format(step=self._step), stacklevel=4)
@@ -195,12 +193,15 @@ class Monitor:
     def _at_update(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         """An optimizer is about to step, or has stepped: see what has become of the gradients since the look."""
         row = self._row
-        if row is None or not holds(row.awaiting, optimizer):
+        if row is None or not row.awaiting or not holds(row.awaiting, optimizer):
             return
         row.awaiting = [other for other in row.awaiting if other is not optimizer]
         # After another backward pass gradients are the next batch's: step() came after the update.
         if row.backwards == self._backwards and self._looker.changed(row.look, optimizer):
             row.clipped(self._looker.look(optimizer).norms, self._looker.positions(optimizer))
+        if not row.awaiting:
+            # Nobody asks again what they were, and held on to they would take memory beside the next ones.
+            row.look.release()
 
     def _settle(self) -> None:
         """Record the step that was begun last, its update made."""
