@@ -7,7 +7,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ HYDRA_FLAGS = (
     *("--info", "-i", "--run", "-r", "--hydra-help", "--config-path", "-cp", "--experimental-rerun"),
 )
 
+MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 COMMANDS = ("train", "probe", "list")
 
 
@@ -85,7 +86,7 @@ def _complete_overrides(args: list[str], command: str, line: str) -> int:
     found = []
     if command == "train" and (resuming := resume.completions(words, typed)) is not None:
         return say(separator.join(resuming) + "\n")
-    if command == "train" and ({"-m", "--multirun"} & set(words)):
+    if command == "train" and set(MULTIRUN) & set(words):
         own = [f"objective={figure}" for figure in OBJECTIVES] if typed.startswith("objective=") else SWEEP_KEYS
         found = [word for word in own if word.startswith(typed)]
     words = [word for word in words if not is_sweep_word(word)]
@@ -115,7 +116,8 @@ def _hydra(args: list[str], overrides: Sequence[str], job: Callable[[Any], None]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *args]
     try:
-        hydra.main(version_base="1.3", config_path="pkg://gradstab.configs", config_name="train")(job)()
+        with _mode_as_typed():
+            hydra.main(version_base="1.3", config_path="pkg://gradstab.configs", config_name="train")(job)()
     except GradstabError:
         raise
     except Exception as error:
@@ -124,6 +126,19 @@ def _hydra(args: list[str], overrides: Sequence[str], job: Callable[[Any], None]
             raise error.__cause__ from error
         # Runs report their own failures: what escapes Hydra is about composing the configuration.
         raise translate(error, overrides) from error
+
+
+@contextlib.contextmanager
+def _mode_as_typed() -> Iterator[None]:
+    """Whether it is a sweep is known from the flags; Hydra would compose once more to look for it in files."""
+    from hydra._internal.hydra import Hydra
+
+    composing = Hydra.get_mode
+    Hydra.get_mode = lambda *_args, **_kwargs: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = composing  # type: ignore[method-assign]
 
 
 def _register_resolvers(folder: str) -> None:
@@ -135,9 +150,9 @@ def _register_resolvers(folder: str) -> None:
 
 
 def _multirun_first(args: Sequence[str]) -> list[str]:
-    """Hydra refuses ``-m`` between overrides; wherever it was typed, it goes to the front."""
-    flags = [arg for arg in args if arg in ("-m", "--multirun")]
-    return flags[:1] + [arg for arg in args if arg not in ("-m", "--multirun")]
+    """Hydra refuses ``-m`` between overrides; wherever and however it was typed, it goes to the front."""
+    rest = [arg for arg in args if arg not in MULTIRUN]
+    return rest if len(rest) == len(args) else ["-m", *rest]
 
 
 def _from_run_directory(args: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gradstab.cli.composition import compose
+from gradstab.cli.composition import MULTIRUN, compose
 from gradstab.cli.output import FAILED, OK, complain, unforeseen
 from gradstab.cli.resume import asks_to_resume, resume
 from gradstab.config import one_of
@@ -14,7 +14,6 @@ from gradstab.errors import ConfigError, GradstabError
 from gradstab.launchers import LAUNCHERS
 
 _exit_codes: list[int] = []
-_SWEEP_FLAGS = ("-m", "--multirun")
 _ONLY_SWEEPS = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.")
 
 
@@ -25,7 +24,7 @@ def train(args: Sequence[str]) -> int:
     _exit_codes.clear()
     own = [word for word in args if is_sweep_word(word)]
     words = [word for word in args if word not in own]
-    if any(word in _SWEEP_FLAGS or word == "hydra.mode=MULTIRUN" for word in args):
+    if any(word in MULTIRUN for word in args):
         return _sweep(words, own)
     for word in args:
         if word in own or word.startswith(_ONLY_SWEEPS):
