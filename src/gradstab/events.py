@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -49,6 +49,14 @@ def layer_tags(names: Sequence[str]) -> list[str]:
     return [f"{index:0{digits}d}_{name}" for index, name in enumerate(names)]
 
 
+class _Template(NamedTuple):
+    """A record to be filled in: where its scalars go, and each vector, whole and with the layers shown one by one."""
+
+    event: Event
+    scalars: list[Summary.Value]
+    vectors: list[tuple[Summary.Value, list[tuple[int, Summary.Value]]]]
+
+
 class EventWriter:
     """Appends to one event file in ``directory``; ``layers`` are the tags of all layers, nearest the input first.
 
@@ -61,7 +69,7 @@ class EventWriter:
         self._file = self.path.open("xb" if state is None else "r+b")
         self._layers = list(layers)
         self._described: set[str] = set()
-        self._tags: dict[tuple[str, int], list[tuple[int, str]]] = {}
+        self._templates: dict[Any, _Template] = {}
         if state is None:
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         else:
@@ -80,15 +88,25 @@ class EventWriter:
         self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector], wall_time: float | None = None
     ) -> None:
         """Record one step: scalars by tag, and vectors by quantity with an entry per layer (or per hidden layer)."""
-        summary = Summary()
-        for tag, value in scalars.items():
-            summary.value.add(tag=tag, simple_value=value)
-        for quantity, vector in vectors.items():
-            summary.value.append(self._vector(quantity, vector))
+        key = (*scalars, *((quantity, len(vector)) for quantity, vector in vectors.items()))
+        if key not in self._templates:
+            self._templates[key] = self._template(scalars, vectors)
+        template = self._templates[key]
+        event = template.event
+        event.wall_time, event.step = wall_time or time.time(), step
+        for slot, value in zip(template.scalars, scalars.values(), strict=True):
+            slot.simple_value = value
+        for (whole, shown), vector in zip(template.vectors, vectors.values(), strict=True):
+            whole.tensor.tensor_content = vector.astype("<f8", copy=False).tobytes()
             values = vector.tolist()
-            for index, tag in self._layer_scalars(quantity, len(values)):
-                summary.value.add(tag=tag, simple_value=values[index])
-        self._write(Event(wall_time=wall_time or time.time(), step=step, summary=summary))
+            for index, slot in shown:
+                slot.simple_value = values[index]
+        undescribed = [whole for whole, _ in template.vectors if whole.tag not in self._described]
+        for whole in undescribed:
+            self._describe(whole)
+        self._write(event)
+        for whole in undescribed:
+            whole.ClearField("metadata")
 
     def write_summary(self, summary: Summary, step: int = 0) -> None:
         """Record a summary made elsewhere (hyperparameters, layouts)."""
@@ -107,27 +125,26 @@ class EventWriter:
         """Flush and close; nothing can be written afterwards."""
         self._file.close()
 
-    def _vector(self, quantity: str, vector: Vector) -> Summary.Value:
-        tag = VECTOR_PREFIX + quantity
-        tensor = TensorProto(
-            dtype=DT_DOUBLE,
-            tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(vector))]),
-            tensor_content=vector.astype("<f8", copy=False).tobytes(),
-        )
-        value = Summary.Value(tag=tag, tensor=tensor)
-        if tag not in self._described:
-            # TensorBoard remembers what the first value of a tag says of itself.
-            self._described.add(tag)
-            content = json.dumps({"layers": self._layers[: len(vector)]}).encode()
-            plugin_data = SummaryMetadata.PluginData(plugin_name=PLUGIN, content=content)
-            value.metadata.CopyFrom(SummaryMetadata(plugin_data=plugin_data, data_class=DATA_CLASS_TENSOR))
-        return value
+    def _template(self, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> _Template:
+        """A record of these tags; putting them together anew at every step would cost as much as taking the norms."""
+        event = Event()
+        values = event.summary.value
+        scalar_slots = [values.add(tag=tag) for tag in scalars]
+        vector_slots = []
+        for quantity, vector in vectors.items():
+            shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(vector))])
+            whole = values.add(tag=VECTOR_PREFIX + quantity, tensor=TensorProto(dtype=DT_DOUBLE, tensor_shape=shape))
+            shown = [(i, values.add(tag=f"{quantity}/{self._layers[i]}")) for i in shown_layers(len(vector))]
+            vector_slots.append((whole, shown))
+        return _Template(event, scalar_slots, vector_slots)
 
-    def _layer_scalars(self, quantity: str, count: int) -> list[tuple[int, str]]:
-        key = (quantity, count)
-        if key not in self._tags:
-            self._tags[key] = [(i, f"{quantity}/{self._layers[i]}") for i in shown_layers(count)]
-        return self._tags[key]
+    def _describe(self, whole: Summary.Value) -> None:
+        """Name a vector's layers: TensorBoard remembers what the first value of a tag says of itself."""
+        self._described.add(whole.tag)
+        count = whole.tensor.tensor_shape.dim[0].size
+        content = json.dumps({"layers": self._layers[:count]}).encode()
+        plugin_data = SummaryMetadata.PluginData(plugin_name=PLUGIN, content=content)
+        whole.metadata.CopyFrom(SummaryMetadata(plugin_data=plugin_data, data_class=DATA_CLASS_TENSOR))
 
     def _write(self, event: Event) -> None:
         data = event.SerializeToString()

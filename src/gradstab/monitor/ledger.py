@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event
 
-from gradstab.decoding import VECTOR_PREFIX
 from gradstab.events import EventWriter, Vector
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.diagnosis import Judge
 
 SKIPPED = "amp/skipped"
-# An event, its scalars' values, and for each vector its tensor and the values of the layers shown one by one.
-_Template = tuple[Event, list[Any], list[tuple[Any, list[tuple[int, Any]]]]]
 
 
 class Ledger(EventWriter):
@@ -41,7 +36,6 @@ class Ledger(EventWriter):
         self._depth = list(depth)
         self._scaled = scaled
         self._unknown: dict[int, set[str]] = {}
-        self._templates: dict[Any, _Template] = {}
         self._rehearses = False
 
     def rehearsal(self) -> Ledger:
@@ -72,46 +66,8 @@ class Ledger(EventWriter):
         if self.non_finite is None and not skipped:
             self.non_finite = self._non_finite(step, known.get("train/loss", 0.0), whole, vectors)
         if not self._rehearses:
-            self._append(step, known, vectors, wall_time)
+            super().write(step, known, vectors, wall_time)
         self.judge.observe(step, known, vectors)
-
-    def _append(
-        self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector], wall_time: float | None
-    ) -> None:
-        """Write a step's record; one like an earlier one is that one's message with other numbers.
-
-        Putting together the same tags at every step would cost as much as taking the norms.
-        """
-        key = (*scalars, *((quantity, len(vector)) for quantity, vector in vectors.items()))
-        template = self._templates.get(key)
-        if template is None:
-            # What a quantity is called for the first time with, its description, is not for the template.
-            if self._described.issuperset(VECTOR_PREFIX + quantity for quantity in vectors):
-                self._templates[key] = self._template(scalars, vectors)
-            super().write(step, scalars, vectors, wall_time)
-            return
-        event, scalar_slots, vector_slots = template
-        event.wall_time, event.step = wall_time or time.time(), step
-        for slot, value in zip(scalar_slots, scalars.values(), strict=True):
-            slot.simple_value = value
-        for (tensor, layer_slots), vector in zip(vector_slots, vectors.values(), strict=True):
-            tensor.tensor_content = vector.astype("<f8", copy=False).tobytes()
-            values = vector.tolist()
-            for index, slot in layer_slots:
-                slot.simple_value = values[index]
-        self._write(event)
-
-    def _template(self, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> _Template:
-        event = Event()
-        values = event.summary.value
-        scalar_slots = [values.add(tag=tag) for tag in scalars]
-        vector_slots = []
-        for quantity, vector in vectors.items():
-            values.append(self._vector(quantity, vector))
-            tensor = values[-1].tensor
-            slots = [(index, values.add(tag=tag)) for index, tag in self._layer_scalars(quantity, len(vector))]
-            vector_slots.append((tensor, slots))
-        return event, scalar_slots, vector_slots
 
     def _non_finite(self, step: int, loss: float, whole: float, vectors: Mapping[str, Vector]) -> dict[str, Any] | None:
         if math.isfinite(loss) and math.isfinite(whole):
