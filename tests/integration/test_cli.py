@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import os
 import re
@@ -50,6 +53,55 @@ def test_an_unknown_command_lists_the_commands(tmp_path: Path) -> None:
     assert done.stderr.startswith("gradstab: trian:")
     assert all(command in done.stderr for command in ("train, probe", "list"))
     assert done.stderr.count("\n") == 1
+
+
+LEFTOVERS = """
+import atexit, threading, time
+import gradstab.cli as cli
+def main(args, real=cli.main):
+    atexit.register(lambda: print("handler"))
+    threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+    return real(args)
+cli.main = main
+cli.entry_point()
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [(("--version",), 0), (("list", "nonsense"), 2)])
+def test_at_the_end_handlers_are_called_and_threads_waited_for(
+    tmp_path: Path, words: tuple[str, ...], code: int
+) -> None:
+    done = gradstab(*words, cwd=tmp_path, code=LEFTOVERS)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["thread", "handler"]
+    assert "Traceback" not in done.stderr
+
+
+class FullDisk(io.StringIO):
+    """What standard output is where it leads to a file on a full disk."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+UNWRITABLE = "gradstab: standard output: cannot be written to (No space left on device)\n"
+
+
+@pytest.mark.parametrize(
+    "words", [("--help",), ("list",), ("train", "--cfg", "job"), ("probe", *TINY), ("train", "-m", *TINY, "seed=1,2")]
+)
+def test_output_that_cannot_be_written_is_told_in_one_line(here: Here, words: tuple[str, ...]) -> None:
+    with contextlib.redirect_stdout(FullDisk()):
+        done = here(*words)
+    assert (done.returncode, done.stderr) == (1, UNWRITABLE)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_to_a_full_disk(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gradstab", "--version"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (1, UNWRITABLE)
 
 
 def test_the_multirun_flag_may_stand_before_the_command(here: Here, tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ Exit codes: 0 completed, diverged (a result) or asked-for text; 1 a failure; 2 a
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 
 from gradstab import __version__
-from gradstab.cli.output import BAD_INPUT, FAILED, INTERRUPTED, OK, complain, say
+from gradstab.cli.output import BAD_INPUT, FAILED, INTERRUPTED, OK, complain, say, unforeseen
 from gradstab.errors import ConfigError, GradstabError, Interrupted
 from gradstab.interrupts import listen
 
@@ -47,8 +49,20 @@ exit codes: 0 completed or diverged, 1 failed, 2 wrong command or configuration,
 
 def entry_point() -> None:
     """What the ``gradstab`` script and ``python -m gradstab`` call."""
+    codes: list[int] = []
+    # Registered before anything else is, it is called after everything else.
+    atexit.register(_leave, codes)
     listen()
-    sys.exit(main(sys.argv[1:]))
+    codes.append(main(sys.argv[1:]))
+    sys.exit(codes[0])
+
+
+def _leave(codes: Sequence[int]) -> None:
+    """End the process without taking torch's libraries apart, for which Python would need more than half a second."""
+    if codes:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            os._exit(codes[0])
 
 
 def main(args: Sequence[str]) -> int:
@@ -110,6 +124,8 @@ def main(args: Sequence[str]) -> int:
         # The reader (head, less) has gone; nothing is left to say, and the interpreter must not try to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except Exception as error:
+        return unforeseen(error)
 
 
 def list_options(args: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from gradstab.catalogue import CHOICES
 from gradstab.cli import resume
-from gradstab.cli.output import OK, say
+from gradstab.cli.output import OK, is_about_output, say
 from gradstab.cli.trust import check_folders, check_names
 from gradstab.config.probe_options import PREFIX, PROBE_KEYS
 from gradstab.config.sweep_options import OBJECTIVES, SWEEP_KEYS, is_sweep_word
@@ -124,6 +124,8 @@ def _hydra(args: list[str], overrides: Sequence[str], job: Callable[[Any], None]
         if isinstance(error.__cause__, GradstabError):
             # Hydra wraps what the classes say that it makes an instance of.
             raise error.__cause__ from error
+        if is_about_output(error):
+            raise
         # Runs report their own failures: what escapes Hydra is about composing the configuration.
         raise translate(error, overrides) from error
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradstab.cli.output import FAILED, OK, complain, say, unforeseen
-from gradstab.errors import ConfigError, GradstabError
+from gradstab.cli.output import FAILED, OK, complain, say
+from gradstab.errors import ConfigError
 
 USAGE = """\
 gradstab explain: what broke in a run, which layer first, how it came to that, and what would have caught it
@@ -43,14 +43,10 @@ def explain(args: Sequence[str]) -> int:
             words.append(word)
     if len(words) != 1 or not words[0] or "\0" in words[0]:
         raise ConfigError(f"explain {' '.join(map(repr, words))}: names no single folder; allowed: a run's directory")
-    try:
-        from gradstab import explaining
 
-        found = explaining.explain(Path(words[0]).expanduser(), prove="--prove" in args)
-    except GradstabError:
-        raise
-    except Exception as error:
-        return unforeseen(error)
+    from gradstab import explaining
+
+    found = explaining.explain(Path(words[0]).expanduser(), prove="--prove" in args)
     if isinstance(found, str):
         return say((json.dumps({"nothing": found}) if "--json" in args else found) + "\n")
     if "--json" in args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from typing import TypeGuard
 
 LONGEST = 4000
 OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -30,8 +31,16 @@ def _one_line(text: str) -> str:
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 :]}"
 
 
+def is_about_output(error: Exception) -> TypeGuard[OSError]:
+    """Whether it is that standard output cannot be written to: a failure of the system's that is about no file."""
+    return isinstance(error, OSError) and error.errno is not None and error.filename is None
+
+
 def unforeseen(error: Exception) -> int:
     """Say in one line what nobody foresaw; to be called where it is being handled."""
+    if is_about_output(error):
+        complain(f"standard output: cannot be written to ({error.strerror})")
+        return FAILED
     if os.environ.get("GRADSTAB_TRACEBACK"):
         traceback.print_exc()
     complain(f"failed: {type(error).__name__}: {error}".splitlines()[0] + " (GRADSTAB_TRACEBACK=1 shows where)")

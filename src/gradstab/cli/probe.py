@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradstab.cli.composition import HYDRA_FLAGS, compose
-from gradstab.cli.output import OK, complain, say, unforeseen
+from gradstab.cli.output import OK, complain, say
 from gradstab.config import from_hydra
 from gradstab.config.probe_options import PREFIX, probe_knobs
-from gradstab.errors import ConfigError, GradstabError
+from gradstab.errors import ConfigError
 
 FLAGS = ("--json", *(flag for flag in HYDRA_FLAGS if flag not in ("-m", "--multirun")))
 # What has no effect on a probe, and why; with a dot, all of a group's knobs.
@@ -45,14 +45,10 @@ def probe(args: Sequence[str]) -> int:
     from gradstab.expectation import caveats
 
     complain(*caveats(config))
-    try:
-        from gradstab import probing
 
-        findings = probing.probe(config, knobs)
-    except GradstabError:
-        raise
-    except Exception as error:
-        return unforeseen(error)
+    from gradstab import probing
+
+    findings = probing.probe(config, knobs)
     if as_json:
         return say(json.dumps(findings.to_dict(), allow_nan=False) + "\n")
 

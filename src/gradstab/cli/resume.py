@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradstab.cli.output import OK, say, unforeseen
-from gradstab.errors import ConfigError, GradstabError
+from gradstab.cli.output import OK, say
+from gradstab.errors import ConfigError
 
 FLAG = "--resume"
 # What may change without making it another run.
@@ -38,14 +38,10 @@ def resume(args: Sequence[str]) -> int:
     from gradstab.config import from_hydra
 
     config = from_hydra(_with(run_directory.read_config(directory), overrides), overrides)
-    try:
-        from gradstab.runner import run
 
-        run(config, directory, resume=True)
-    except GradstabError:
-        raise
-    except Exception as error:
-        return unforeseen(error)
+    from gradstab.runner import run
+
+    run(config, directory, resume=True)
     return OK
 
 
