@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+import gradstab.runner
 from gradstab.cli import main
 from gradstab.cli.cells import CellLoader
 from gradstab.config import GROUPS, Config, from_hydra, register_schema
@@ -102,6 +103,20 @@ def mnist_root() -> Path:
 
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The configurations that were really run, in order."""
+    made: list[Any] = []
+    real = gradstab.runner.run
+
+    def counted(config: Any, *args: Any, **kwargs: Any) -> Any:
+        made.append(config)
+        return real(config, *args, **kwargs)
+
+    monkeypatch.setattr(gradstab.runner, "run", counted)
+    return made
 
 
 @pytest.fixture

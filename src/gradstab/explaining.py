@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from gradstab.forensics.snapshot import FOLDER, SNAPSHOT_FILE, Snapshot
 from gradstab.replay import Replay, as_recorded, replay
 from gradstab.report import table
 from gradstab.report.runs import Run, load
-from gradstab.run_directory import RUN_FILE, holds_run, read_config, status_of
+from gradstab.run_directory import RUN_FILE, holds_run, plain, read_config, status_of
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ class Explanation:
             "replay": asdict(self.replay) | {"checkpoint": self.snapshot.checkpoint},
             "notes": self.notes,
         }
-        plain: dict[str, Any] = _plain(found)
-        return plain
+        known: dict[str, Any] = plain(found)
+        return known
 
 
 def explain(directory: Path, *, prove: bool = False) -> Explanation | str:
@@ -129,13 +128,3 @@ def _nothing_to_tell(run: Run) -> str:
     after = "" if steps is None or not math.isfinite(steps) else f" after {int(steps):,} steps"
     so_far = " so far" if status in ("running", "interrupted") else ""
     return f"{run.directory}: {status}{after}; every value was finite{so_far}, so there is nothing to explain"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(float(value))
-    return value

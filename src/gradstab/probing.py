@@ -23,6 +23,7 @@ from gradstab.jacobians import Jacobians
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.verdict import HEALTHY, Verdict
+from gradstab.run_directory import plain
 from gradstab.theory import Prediction, activation, activation_statistics
 
 # Scales, whose logarithms are averaged over seeds; shares and means are averaged as they are.
@@ -100,8 +101,8 @@ class Findings:
         }
         if self.jacobian is not None:
             found["jacobian"] = asdict(self.jacobian)
-        plain: dict[str, Any] = _plain(found)
-        return plain
+        known: dict[str, Any] = plain(found)
+        return known
 
 
 def probe(config: Config, knobs: ProbeKnobs) -> Findings:
@@ -182,13 +183,3 @@ def _predicted(config: Config, prediction: Prediction, measured: Mapping[str, Ve
 
 def _entry(values: Vector | None, index: int) -> float | None:
     return None if values is None or index >= len(values) else float(values[index])
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(float(value))
-    return value

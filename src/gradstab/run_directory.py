@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -34,12 +35,6 @@ _BESIDE_THE_RUN = ("out_dir", "quiet", "checkpoint")
 def new_name() -> str:
     """A directory's name from the clock, with a few random characters: clocks alone collide within a second."""
     return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(2)}"
-
-
-def cell_name(number: int, overrides: str) -> str:
-    """The directory of one cell of a sweep: its number and what was overridden, fit for a file system."""
-    readable = re.sub(r"[^\w.=,+-]+", "_", overrides)[:120].strip("._")
-    return f"{number:03d}_{readable}" if readable else f"{number:03d}"
 
 
 def holds_run(directory: Path) -> bool:
@@ -162,12 +157,13 @@ def read_run(directory: Path) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """JSON has no NaN or infinity; a diverged run's loss is one of them and must not be lost or break a parser."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
+    if isinstance(value, float):
+        # NumPy's floats are floats too, but do not read as such.
+        return float(value) if math.isfinite(value) else str(float(value))
     return value
 
 

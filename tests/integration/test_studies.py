@@ -32,20 +32,6 @@ def cells(folder: Path) -> list[Entry]:
     return sorted(entries.values(), key=lambda entry: entry.number)
 
 
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The configurations that were really run, in order."""
-    made: list[Any] = []
-    real = gradstab.runner.run
-
-    def counted(config: Any, *args: Any, **kwargs: Any) -> Any:
-        made.append(config)
-        return real(config, *args, **kwargs)
-
-    monkeypatch.setattr(gradstab.runner, "run", counted)
-    return made
-
-
 # ------------------------------------------------------------------------------------------------ studies
 
 

@@ -47,20 +47,6 @@ def table(folder: Path, name: str = "results.csv") -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The configurations that were really run, in order."""
-    made: list[Any] = []
-    real = gradstab.runner.run
-
-    def counted(config: Any, *args: Any, **kwargs: Any) -> Any:
-        made.append(config)
-        return real(config, *args, **kwargs)
-
-    monkeypatch.setattr(gradstab.runner, "run", counted)
-    return made
-
-
-@pytest.fixture
 def breaking(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], bool]], None]:
     """Make those runs fail, while they build their parts, whose configuration is one of these."""
     real = gradstab.runner.build

@@ -38,6 +38,15 @@ class PatientConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
+def beside(title: str, text: str, width: int) -> Table:
+    """A title in so many columns, and a text that wraps beside it."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=width, no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(title, Text(text))
+    return grid
+
+
 class _Quiet:
     """Shows nothing."""
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gradstab.catching import Catch
+from gradstab.console import beside
 from gradstab.explaining import Explanation
 from gradstab.forensics import story
 from gradstab.forensics.snapshot import FOLDER, SNAPSHOT_FILE
 from gradstab.forensics.story import number
 from gradstab.replay import Trial
 
-_INDENT = 9
+_line = functools.partial(beside, width=8)
 _ROWS = 10
 _SAMPLES = 8
 
@@ -44,15 +47,6 @@ def show(found: Explanation) -> None:
     console.print(_line("replay", replay_line(found)))
     for note in found.notes:
         console.print(_line("note", note))
-
-
-def _line(title: str, text: str) -> Table:
-    """A title and a text that wraps beside it."""
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    grid.add_column(width=_INDENT - 1, no_wrap=True)
-    grid.add_column(overflow="fold")
-    grid.add_row(title, Text(text))
-    return grid
 
 
 def _table(found: Explanation) -> Table:

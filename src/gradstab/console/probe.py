@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from gradstab.config import Config
-from gradstab.console import MAX_ROWS
+from gradstab.console import MAX_ROWS, beside
 from gradstab.console.verdict import verdict_text
 from gradstab.events import Vector, shown_layers
 from gradstab.jacobians import Jacobians
 from gradstab.probing import Findings
 
-_INDENT = 14
+_line = functools.partial(beside, width=12)
 _MOST_SEEDS = 4
 
 
@@ -73,15 +74,6 @@ def show(config: Config, findings: Findings) -> None:
     if findings.agreeing < len(findings.labels):
         console.print(_line("draws", _disagreement(findings)))
     console.print(verdict_text(findings.verdict))
-
-
-def _line(title: str, text: str) -> Table:
-    """A title and a text that wraps beside it."""
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    grid.add_column(width=_INDENT - 2, no_wrap=True)
-    grid.add_column(overflow="fold")
-    grid.add_row(title, Text(text))
-    return grid
 
 
 def _headline(config: Config, findings: Findings) -> str:
