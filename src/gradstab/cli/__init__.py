@@ -69,46 +69,11 @@ def main(args: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
     if args and args[0] in ("-m", "--multirun"):
         args = [*args[1:], args[0]]
-    command, rest = (args[0], list(args[1:])) if args else ("", [])
-    asks_for_help = "-h" in rest or "--help" in rest
+    if not args:
+        sys.stderr.write(USAGE)
+        return BAD_INPUT
     try:
-        match command:
-            case "-h" | "--help" | "help":
-                return say(USAGE)
-            case "--version":
-                return say(f"gradstab {__version__}\n")
-            case "train":
-                from gradstab.cli.train import train
-
-                return say(USAGE) if asks_for_help else train(rest)
-            case "probe":
-                from gradstab.cli.probe import probe
-
-                return say(USAGE) if asks_for_help else probe(rest)
-            case "report":
-                from gradstab.cli.report import report
-
-                return report(rest)
-            case "explain":
-                from gradstab.cli.explain import explain
-
-                return explain(rest)
-            case "status":
-                from gradstab.cli.status import status
-
-                return say(USAGE) if asks_for_help else status(rest)
-            case "list":
-                return say(USAGE) if asks_for_help else list_options(rest)
-            case "-sc" | "--shell-completion" | "--shell_completion":
-                from gradstab.cli.composition import complete
-
-                return complete(rest)
-            case "":
-                sys.stderr.write(USAGE)
-                return BAD_INPUT
-            case _:
-                commands = "train, probe, report, explain, status, list"
-                return complain(f"{command}: there is no such command; allowed: {commands} (see gradstab --help)")
+        return _command(args[0], list(args[1:]))
     except ConfigError as error:
         return complain(*error.problems)
     except GradstabError as error:
@@ -126,6 +91,44 @@ def main(args: Sequence[str]) -> int:
         return OK
     except Exception as error:
         return unforeseen(error)
+
+
+def _command(command: str, rest: list[str]) -> int:
+    """What each command does with the words behind it; each is imported when it is asked for."""
+    asks_for_help = "-h" in rest or "--help" in rest
+    match command:
+        case "-h" | "--help" | "help":
+            return say(USAGE)
+        case "--version":
+            return say(f"gradstab {__version__}\n")
+        case "train":
+            from gradstab.cli.train import train
+
+            return say(USAGE) if asks_for_help else train(rest)
+        case "probe":
+            from gradstab.cli.probe import probe
+
+            return say(USAGE) if asks_for_help else probe(rest)
+        case "report":
+            from gradstab.cli.report import report
+
+            return report(rest)
+        case "explain":
+            from gradstab.cli.explain import explain
+
+            return explain(rest)
+        case "status":
+            from gradstab.cli.status import status
+
+            return say(USAGE) if asks_for_help else status(rest)
+        case "list":
+            return say(USAGE) if asks_for_help else list_options(rest)
+        case "-sc" | "--shell-completion" | "--shell_completion":
+            from gradstab.cli.composition import complete
+
+            return complete(rest)
+    commands = "train, probe, report, explain, status, list"
+    return complain(f"{command}: there is no such command; allowed: {commands} (see gradstab --help)")
 
 
 def list_options(args: Sequence[str]) -> int:
