@@ -96,6 +96,20 @@ def test_output_that_cannot_be_written_is_told_in_one_line(here: Here, words: tu
     assert (done.returncode, done.stderr) == (1, UNWRITABLE)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_may_be_closed(tmp_path: Path, closed: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m gradstab train {' '.join(TINY)} out_dir=run"
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("completed" in done.stdout) == (">&-" not in closed.split())
+    # Nothing that was meant for a stream has come into a file.
+    assert read_records(tmp_path / "run").damaged == []
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "completed"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_output_to_a_full_disk(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gradstab", "--version"]

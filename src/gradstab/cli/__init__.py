@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from gradstab import __version__
-from gradstab.cli.output import BAD_INPUT, FAILED, INTERRUPTED, OK, complain, say, unforeseen
+from gradstab.cli.output import BAD_INPUT, FAILED, INTERRUPTED, OK, complain, replace_closed_streams, say, unforeseen
 from gradstab.errors import ConfigError, GradstabError, Interrupted
 from gradstab.interrupts import listen
 
@@ -53,6 +53,7 @@ def entry_point() -> None:
     # Registered before anything else is, it is called after everything else.
     atexit.register(_leave, codes)
     listen()
+    replace_closed_streams()
     codes.append(main(sys.argv[1:]))
     sys.exit(codes[0])
 
