@@ -53,31 +53,11 @@ def watch(
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model={type(model).__name__}: has to be an nn.Module")
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise ConfigError(f"every={every!r}: has to be an integer of at least 1, or None for norms alone")
-    if reduction not in ("mean", "sum"):
-        raise ConfigError(f"reduction={reduction!r}: has to be one of mean, sum")
-    if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
-        raise ConfigError(f"batch_dim={batch_dim!r}: has to be an integer of at least 0")
-    check_scaler(scaler)
-    kinds = tuple(activations) if isinstance(activations, Iterable) else (activations,)
-    if isinstance(activations, type) or not all(isinstance(k, type) and issubclass(k, nn.Module) for k in kinds):
-        raise ConfigError(f"activations={activations!r}: have to be classes of nn.Module, in a sequence")
-    if thresholds is not None and not isinstance(thresholds, Thresholds):
-        raise ConfigError(f"thresholds={type(thresholds).__name__}: has to be verdict_options.Thresholds, or None")
-    if chance_loss is not None:
-        chance_loss = as_number("chance_loss", chance_loss)
-        if not 0 < chance_loss < math.inf:
-            raise ConfigError(f"chance_loss={chance_loss}: has to be a finite number above 0, or None")
-    given: Any = () if optimizer is None else optimizer
-    optimizers = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    for one in optimizers:
-        if not isinstance(one, Optimizer):
-            raise ConfigError(f"optimizer={type(one).__name__}: has to be a torch.optim.Optimizer, or several")
+    conventions = _conventions(reduction, batch_dim, activations)
+    settings = _settings(every, scaler, conventions, thresholds, chance_loss)
+    optimizers = _optimizers(optimizer)
     inner, compiled = unwrapped(model)
     layers = find_layers(inner, include, exclude)
-    conventions = Conventions(reduction, batch_dim, kinds)
-    settings = Settings(every, scaler, conventions, thresholds or Thresholds(), chance_loss)
     monitor = Monitor(inner, layers, make_directory(directory), settings, compiled=compiled)
     try:
         monitor.follow(*optimizers)
@@ -85,3 +65,38 @@ def watch(
         monitor.close("failed", "an optimizer that updates no parameter of the watched network")
         raise
     return monitor
+
+
+def _conventions(reduction: str, batch_dim: int, activations: Sequence[type[nn.Module]]) -> Conventions:
+    if reduction not in ("mean", "sum"):
+        raise ConfigError(f"reduction={reduction!r}: has to be one of mean, sum")
+    if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
+        raise ConfigError(f"batch_dim={batch_dim!r}: has to be an integer of at least 0")
+    kinds = tuple(activations) if isinstance(activations, Iterable) else (activations,)
+    if isinstance(activations, type) or not all(isinstance(k, type) and issubclass(k, nn.Module) for k in kinds):
+        raise ConfigError(f"activations={activations!r}: have to be classes of nn.Module, in a sequence")
+    return Conventions(reduction, batch_dim, kinds)
+
+
+def _settings(
+    every: int | None, scaler: Any, conventions: Conventions, thresholds: Thresholds | None, chance_loss: float | None
+) -> Settings:
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ConfigError(f"every={every!r}: has to be an integer of at least 1, or None for norms alone")
+    check_scaler(scaler)
+    if thresholds is not None and not isinstance(thresholds, Thresholds):
+        raise ConfigError(f"thresholds={type(thresholds).__name__}: has to be verdict_options.Thresholds, or None")
+    if chance_loss is not None:
+        chance_loss = as_number("chance_loss", chance_loss)
+        if not 0 < chance_loss < math.inf:
+            raise ConfigError(f"chance_loss={chance_loss}: has to be a finite number above 0, or None")
+    return Settings(every, scaler, conventions, thresholds or Thresholds(), chance_loss)
+
+
+def _optimizers(given: Any) -> list[Optimizer]:
+    several = () if given is None else given
+    optimizers = list(several) if isinstance(several, Iterable) and not isinstance(several, str) else [several]
+    for one in optimizers:
+        if not isinstance(one, Optimizer):
+            raise ConfigError(f"optimizer={type(one).__name__}: has to be a torch.optim.Optimizer, or several")
+    return optimizers

@@ -55,6 +55,8 @@ def predict(
         raise NoTheory("depth=0: there is no hidden layer to predict anything about")
     phi = activation(act, **act_knobs)
     unit = build_unit(phi, norm, norm_position, batch_size, dropout)
+    # lsuv measures what it scales by without dropout.
+    drawing = build_unit(phi, norm, norm_position, batch_size, 0.0) if init == "lsuv" else unit
     drawn = layer_variances(init, init_knobs, fans, act=act, act_knobs=act_knobs, dropout=dropout, bias=bias)
     lengths = np.atleast_1d(np.asarray(q0, dtype=np.float64))
     if norm == "batch":
@@ -63,9 +65,7 @@ def predict(
     blocks = depth - 1 if residual != "none" else 0
     scale = _branch_scale(residual, blocks)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        # lsuv measures what it scales by without dropout.
-        undropped = build_unit(phi, norm, norm_position, batch_size, 0.0) if init == "lsuv" else unit
-        known = list(resolved(drawn, [undropped.forward] * depth, lengths, blocks, scale))
+        known = list(resolved(drawn, [drawing.forward] * depth, lengths, blocks, scale))
         q = trajectory(known, [unit.forward] * depth, lengths, blocks, scale)
         argument = q
         if isinstance(unit, BatchNormBefore):
