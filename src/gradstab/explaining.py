@@ -16,7 +16,7 @@ from gradstab.forensics.snapshot import FOLDER, SNAPSHOT_FILE, Snapshot
 from gradstab.replay import Replay, as_recorded, replay
 from gradstab.report import table
 from gradstab.report.runs import Run, load
-from gradstab.run_directory import RUN_FILE, holds_run, plain, read_config, status_of
+from gradstab.run_directory import RUN_FILE, holds_run, plain, read_config, read_run, status_of
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def explain(directory: Path, *, prove: bool = False) -> Explanation | str:
 
 
 def _nothing_to_tell(run: Run) -> str:
-    """Why there is no story; raises :class:`GradstabError` where there should be one."""
+    """Why there is no story; raises :class:`GradstabError` where there should be one, or where nothing tells."""
+    read_run(run.directory)
     status = status_of(run.directory)
     problem = run.record.get("forensics_problem")
     if status == "diverged":

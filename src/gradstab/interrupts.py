@@ -6,12 +6,13 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gradstab.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_heard: list[int] = []
 _SHOW_CURSOR = b"\x1b[?25h\n"
 
 
@@ -67,7 +68,19 @@ def listen() -> None:
 
 
 def _interrupt(number: int, _frame: Any) -> None:
+    _heard.append(number)
     raise Interrupted(number)
+
+
+def heard() -> int | None:
+    """The first signal that came while :func:`listen` was in force; libraries make other errors of what it raised."""
+    return _heard[0] if _heard else None
+
+
+def then_leave(leave: Callable[[], None]) -> None:
+    """From now on both signals call ``leave``: all is said and done."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: leave())
 
 
 @contextlib.contextmanager
@@ -79,6 +92,8 @@ def caught() -> Iterator[Stop]:
         return
     earlier = {number: signal.signal(number, stop.receive) for number in SIGNALS}
     try:
+        if _heard:
+            raise Interrupted(_heard[0])
         yield stop
     finally:
         for number, handler in earlier.items():

@@ -62,6 +62,9 @@ def run(
                 raise run_directory.refusal(directory, status)
             earlier = _earlier(directory, identity)
             state = checkpoint.latest(directory, identity, functools.partial(obstacle, directory), _say)
+            checkpoints = directory / run_directory.CHECKPOINTS
+            if state is None and os.path.lexists(checkpoints) and not checkpoints.is_dir():
+                raise GradstabError(f"{checkpoints}: is no folder, or a link to none; allowed: a folder, or nothing")
             unusable = checkpoint.kept(directory) if state is None else None
             if unusable and resume:
                 raise GradstabError(
@@ -127,8 +130,7 @@ def _run(
         with console.display(config, parts) as display, stop.waiting():
             outcome = session.fit(display, checkpoints)
             ended = session.state_dict()
-        if outcome.status == "completed":
-            checkpoints.finish(ended)
+        checkpoints.finish(ended, completed=outcome.status == "completed")
         if parts.measure_norms:
             record["verdict"] = examination.verdict(session.judge).to_dict()
         if session.pictures is not None:
@@ -212,5 +214,7 @@ def _failure(directory: Path, record: dict[str, Any], session: Session | None, e
     try:
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
         return GradstabError(f"failed: {reason}")
     return GradstabError(f"failed: {reason} (see {path})")

@@ -25,7 +25,7 @@ from gradstab.report.history import Pictures
 from gradstab.training import fit
 
 CHARTS = ("grad_norm", "signal_grad_norm", "activation_std")
-_STATE = ("step", "seconds", "parts", "stream", "recorder", "judge", "pictures", "progress", "events", "best")
+_STATE = ("step", "seconds", "parts", "stream", "recorder", "judge", "pictures", "progress", "keeper", "events", "best")
 
 
 class Session:
@@ -120,6 +120,7 @@ class Session:
             "judge": plain.state_of(self.judge),
             "pictures": None if self.pictures is None else self.pictures.state_dict(),
             "progress": plain.state_of(self.progress),
+            "keeper": self.keeper.state_dict(),
             "events": self.writer.state_dict(),
         }
 
@@ -131,6 +132,9 @@ class Session:
         if self.pictures is not None:
             self.pictures.load_state_dict(state["pictures"])
         plain.restore(self.progress, state["progress"])
+        if self.progress.done != state["step"]:
+            raise ValueError(f"step {self.progress.done} is not {state['step']}")
+        self.keeper.load_state_dict(state["keeper"])
         self._earlier = state["seconds"]
 
 
@@ -191,10 +195,7 @@ class Checkpoints:
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Write a state of the session, the best weights before it, and remove what is no longer to be kept."""
-        if self._best_model is not None:
-            best = self._directory / run_directory.CHECKPOINTS / checkpoint.BEST
-            checkpoint.write(best, self._identity, {**(self._best or {}), "model": self._best_model})
-            self._best_model = None
+        self._write_best()
         # A checkpoint is no use without the records it goes with.
         self._session.writer.sync()
         self._step = state["step"]
@@ -203,10 +204,20 @@ class Checkpoints:
         checkpoint.prune(self._directory, self._step, self._knobs.keep)
         self._at = time.monotonic()
 
-    def finish(self, state: Mapping[str, Any]) -> None:
-        """Keep the weights of a run that has come to its end, if it was long enough to write checkpoints at all."""
-        if self._step is not None or self._knobs.steps is not None:
+    def finish(self, state: Mapping[str, Any], *, completed: bool) -> None:
+        """Keep what a run has come to, if it was long enough to write checkpoints at all; only the best if it broke."""
+        if self._step is None and self._knobs.steps is None:
+            return
+        if completed:
             self.write(state)
+        else:
+            self._write_best()
+
+    def _write_best(self) -> None:
+        if self._best_model is not None:
+            best = self._directory / run_directory.CHECKPOINTS / checkpoint.BEST
+            checkpoint.write(best, self._identity, {**(self._best or {}), "model": self._best_model})
+            self._best_model = None
 
     def evaluated(self, progress: Progress, model: torch.nn.Module) -> None:
         """Keep the weights if none did better."""

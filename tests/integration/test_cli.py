@@ -77,6 +77,13 @@ def test_at_the_end_handlers_are_called_and_threads_waited_for(
     assert "Traceback" not in done.stderr
 
 
+def test_flags_may_stand_between_words(here: Here) -> None:
+    done = here("train", "seed=1", "--cfg", "job", "act=tanh")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("seed: 1\n")
+    assert "name: tanh" in done.stdout
+
+
 class FullDisk(io.StringIO):
     """What standard output is where it leads to a file on a full disk."""
 

@@ -304,6 +304,9 @@ def test_the_first_skipped_step_is_kept_and_the_run_goes_on_as_without(
 class _Absent(SeesNothing):
     record: dict[str, str] = {}  # noqa: RUF012
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
 
 @pytest.mark.parametrize("extra", [("constraint=spectral_norm",), ("clip=zclip",), ("model=lenet5", "batch_size=16")])
 def test_a_run_that_stays_finite_is_the_same_with_forensics(
@@ -437,6 +440,16 @@ def test_a_run_that_was_finite_has_nothing_to_explain(here: Here, train: Train) 
     assert told.stdout.count("\n") == 1
     assert "nothing to explain" in told.stdout
     assert "nothing" in json.loads(here("explain", str(record["directory"]), "--json").stdout)
+
+
+def test_what_cannot_be_read_is_not_taken_for_finite(here: Here, train: Train) -> None:
+    directory = Path(str(train("model.depth=2", "model.width=8", "steps=3")["directory"]))
+    (directory / "run.json").write_text("{")
+    told = here("explain", str(directory))
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr == f"gradstab: {directory}/run.json: cannot be read (JSONDecodeError)\n"
+    stands = here("status", str(directory))
+    assert "run.json: cannot be read (JSONDecodeError)" in stands.stdout
 
 
 @pytest.mark.parametrize("args", [(), ("",), ("a", "b"), ("--loud", "a"), ("missing",), ("a\0b",), ("--json",)])
@@ -573,8 +586,8 @@ def test_a_resumed_run_keeps_what_broke_in_it(
     record = run(config, directory, resume=True)
     assert record["resumed"][0]["step"] == 30
     kept = Snapshot.read(directory / "forensics")
-    assert kept.past.step == list(range(30, 41))
-    assert str(replace(kept, past=whole.past)) == str(whole)
+    assert kept.past.step == list(range(20, 41))
+    assert str(kept) == str(whole)
     found = explain(directory)
     assert isinstance(found, Explanation)
     assert found.replay.exact

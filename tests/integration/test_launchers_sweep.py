@@ -156,16 +156,29 @@ def test_a_cell_whose_ray_node_dies_goes_on_on_another(here: Here, tmp_path: Pat
     _same_as_alone(here, tmp_path, tmp_path / "killed", cell)
 
 
-def test_ctrl_c_ends_a_joblib_sweep_in_order_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gradstab", "train", "-m", "seed=0,1,2", "steps=400"]
-    command += [*TINY, "out_dir=sweep", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), signal.SIGINT),
+        (("hydra/launcher=ray", "hydra.launcher.num_cpus=1"), signal.SIGTERM),
+    ],
+)
+def test_a_signal_ends_a_sweep_in_order_and_the_same_command_goes_on(
+    tmp_path: Path, words: tuple[str, ...], number: signal.Signals
+) -> None:
+    command = [sys.executable, "-m", "gradstab", "train", "-m", "seed=0,1,2", "steps=4000"]
+    command += [*TINY, "out_dir=sweep", *words]
     folder = tmp_path / "sweep"
     sweep = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_until(lambda: len(list(folder.glob("*/events.*"))) == 2)
-    os.killpg(sweep.pid, signal.SIGINT)
+    if number == signal.SIGINT:
+        os.killpg(sweep.pid, number)
+    else:
+        sweep.send_signal(number)
     _, err = sweep.communicate(timeout=60)
-    assert sweep.returncode == 130
-    assert err.count("\n") == 1
+    assert sweep.returncode == 128 + number
+    assert err == "gradstab: interrupted: 0 of 3 cells are done; the same command goes on with the rest\n"
+    assert (folder / "results.csv").exists()
     records = list(map(json.loads, (folder / "ledger.jsonl").read_text().splitlines()))
     assert not any(is_running(record["pid"]) for record in records if "pid" in record)
     assert statuses(folder) == ["interrupted", "interrupted", "pending"]
@@ -174,4 +187,4 @@ def test_ctrl_c_ends_a_joblib_sweep_in_order_and_the_same_command_goes_on(tmp_pa
     assert statuses(folder) == ["completed"] * 3
     for path in folder.glob("*/run.json"):
         with contextlib.suppress(KeyError):
-            assert json.loads(path.read_text())["steps"] == 400
+            assert json.loads(path.read_text())["steps"] == 4000

@@ -370,6 +370,8 @@ def test_a_state_that_does_not_fit_changes_nothing(configure: Compose, tmp_path:
         {"judge": {"_losses": {"is": "os:system", "attributes": {}}}},
         {"judge": {"unheard_of": 1}},
         {"stream": 3},
+        {"progress": good["progress"] | {"done": -5}},
+        {"keeper": {"ring": [1]}},
         {"progress": good["progress"] | {"outcome": {"is": "gradstab.runner:run", "attributes": {}}}},
     ):
         checkpoint.write(path, good["identity"], good | change)
@@ -401,6 +403,33 @@ def test_the_last_and_the_best_are_kept(configure: Compose, tmp_path: Path) -> N
     losses = read_records(tmp_path / "line").scalars["test/loss"]
     assert lowest["step"] == losses.steps[losses.values.argmin()]
     assert lowest["test_accuracy"] is None
+
+
+def test_the_best_is_kept_of_a_run_that_diverged(configure: Compose, tmp_path: Path) -> None:
+    words = (*TINY, "steps=60", "eval_every=2", "checkpoint.every=50", "act=identity", "optimizer=sgd")
+    schedule = ("optimizer.lr=10", "schedule=warmup_cosine", "schedule.warmup_steps=55")
+    record = run(configure(*words, *schedule), tmp_path / "run")
+    assert record["status"] == "diverged"
+    assert 2 < record["steps"] < 50
+    best = checkpoint.read(tmp_path / "run" / "checkpoints" / "best.pt", record["identity"])
+    assert best["test_accuracy"] == record["best_test_accuracy"]
+
+
+def test_checkpoints_that_lead_nowhere_are_no_reason_to_start_anew(
+    configure: Compose, tmp_path: Path, stopped: Stopped
+) -> None:
+    config = configure(*TINY, "steps=12")
+    stopped(7, lambda: run(config, tmp_path / "run"))
+    folder = tmp_path / "run" / "checkpoints"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "nowhere")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*") if path.is_file()}
+    with pytest.raises(GradstabError, match="checkpoints: is no folder, or a link to none"):
+        run(config, tmp_path / "run", resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*") if path.is_file()} == before
+    folder.unlink()
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert run(config, tmp_path / "run", resume=True)["resumed"]
 
 
 def test_checkpoints_come_by_the_clock_and_short_runs_write_none(configure: Compose, tmp_path: Path) -> None:

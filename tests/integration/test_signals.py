@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gradstab import checkpoint
+from gradstab import checkpoint, cli, interrupts
 from gradstab.errors import Interrupted
 from gradstab.events import read_records
 from gradstab.interrupts import caught
@@ -158,6 +159,46 @@ def test_a_run_in_another_thread_takes_no_signals(configure: Compose, tmp_path: 
     thread.start()
     thread.join()
     assert found[0]["status"] == "completed"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_told_whatever_others_make_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int
+) -> None:
+    def swallowed(*_: object) -> int:
+        with contextlib.suppress(Interrupted):
+            interrupts._interrupt(number, None)
+        raise TypeError("argument of type 'NoneType' is not iterable")
+
+    monkeypatch.setattr(interrupts, "_heard", [])
+    monkeypatch.setattr(cli, "_command", swallowed)
+    assert cli.main(["train"]) == code
+    assert capsys.readouterr().err == "gradstab: interrupted\n"
+    # What was swallowed without a trace is not forgotten by the run that follows either.
+    with pytest.raises(Interrupted), caught():
+        raise AssertionError("went on")
+
+
+AT_THE_END = """
+import atexit, signal, time
+import gradstab.cli as cli
+def main(args):
+    atexit.register(lambda: (print("ending", flush=True), time.sleep(60)))
+    return 3
+cli.main = main
+cli.entry_point()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_when_all_is_said_ends_the_process_without_a_word(number: int) -> None:
+    command = [sys.executable, "-c", AT_THE_END]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ending\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 3
 
 
 def test_signals_that_wait_are_not_lost() -> None:

@@ -200,6 +200,21 @@ def test_the_same_search_again_finds_its_trials_in_the_ledger(here: Here, tmp_pa
     assert results(tmp_path / "s")["trials"] == 8
 
 
+def test_a_trial_that_makes_no_sense_is_told_and_does_not_end_the_search(here: Here, tmp_path: Path) -> None:
+    words = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=8", "hydra.sweeper.seed=3", "out_dir=s", *TINY)
+    space = ("model.norm=none,batch,layer", "model.norm_position=before,after,null")
+    done = here("train", "-m", *words, *space)
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert lines
+    assert all(
+        re.match(r"gradstab: trial \d: model\.norm_position=\w+: no effect with model\.norm=none", x) for x in lines
+    )
+    assert results(tmp_path / "s")["trials"] == 8
+    assert {entry.status for entry in cells(tmp_path / "s")} == {"completed"}
+    assert here("train", "-m", *words, *space).stderr == done.stderr
+
+
 def test_a_failed_trial_ends_neither_the_search_nor_goes_unsaid(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

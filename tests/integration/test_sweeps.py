@@ -594,3 +594,62 @@ def test_hydras_own_launchers_under_the_same_name_do_not_stand_in_the_way(here: 
     assert done.returncode == 2
     assert "hydra.launcher.n_jobs=0" in done.stderr
     assert "backend" not in done.stderr
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"status": ', '{"status": "running"}'])
+def test_a_finished_cell_whose_record_is_damaged_runs_again(
+    here: Here, tmp_path: Path, runs: list[Any], content: str
+) -> None:
+    words = ("train", "-m", *TINY, "seed=0,1", "out_dir=sweep")
+    assert here(*words).returncode == 0
+    before = (tmp_path / "sweep" / "results_over_seeds.csv").read_text().split(",")[:3]
+    (damaged,) = (tmp_path / "sweep").glob("000_*/run.json")
+    damaged.write_text(content)
+    stands = json.loads(here("status", "sweep", "--json").stdout)
+    assert (stands["counts"]["completed"], stands["done"]) == (1, 1)
+    assert here(*words).returncode == 0
+    assert [config.seed for config in runs] == [0, 1, 0]
+    assert json.loads(damaged.read_text())["status"] == "completed"
+    assert (tmp_path / "sweep" / "results_over_seeds.csv").read_text().split(",")[:3] == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("seed=range(3,1)",), "seed=range(3,1): stands for no value"),
+        (("act=glob(zzz*)",), "act=glob(zzz*): stands for no value"),
+        (("seed=range(0,10,0)",), "seed=range(0,10,0): "),
+        (("hydra.sweeper.max_batch_size=0", "seed=0,1"), "hydra.sweeper.max_batch_size=0: must be an integer"),
+        (("hydra.sweeper.max_batch_size=abc", "seed=0,1"), "hydra.sweeper.max_batch_size=abc: must be an integer"),
+        (("hydra.sweeper.params=3",), "hydra.sweeper.params=3: must be keys with their values"),
+        (("hydra/sweeper=optuna", "act=glob(zzz*)"), "act=glob(zzz*): stands for no value"),
+        (("hydra/sweeper=optuna", "seed=range(3,1)"), "seed=range(3,1): stands for no value"),
+        (("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,inf)"), "optimizer.lr=interval(0.1,inf): has no end"),
+        # Of a search that can make no trial at all, the first says why.
+        (("hydra/sweeper=optuna", "optimizer.lrr=interval(0,1)"), "optimizer.lrr="),
+    ],
+)
+def test_a_sweep_of_nothing_is_refused_in_one_line(
+    here: Here, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    done = here("train", "-m", *TINY, *words, "out_dir=sweep")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+    assert not list(tmp_path.glob("sweep/*/run.json"))
+
+
+@pytest.mark.parametrize("spelling", ["optimizer.lr=1e-2", "optimizer.lr=0.01", "optimizer.lr=0.010"])
+def test_a_cells_name_does_not_follow_from_how_its_settings_were_spelt(
+    here: Here, tmp_path: Path, spelling: str
+) -> None:
+    here("train", "-m", *TINY, "hydra.sweeper.max_batch_size=2", "seed=0,1,2", spelling, "out_dir=sweep")
+    names = [path.parent.name for path in sorted((tmp_path / "sweep").glob("*/run.json"))]
+    assert [name.rpartition("_")[0] for name in names] == ["000_seed=0", "001_seed=1", "002_seed=2"]
+    here("train", "-m", *TINY, "seed=3", spelling, "out_dir=alone")
+    assert all(re.fullmatch(r"000_[0-9a-f]{8}", path.parent.name) for path in (tmp_path / "alone").glob("*/run.json"))
+
+
+def test_a_sweeps_folder_may_be_a_number(here: Here, tmp_path: Path) -> None:
+    assert here("train", "-m", *TINY, "seed=0,1", "out_dir=2024").returncode == 0
+    assert len(list((tmp_path / "2024").glob("*/run.json"))) == 2

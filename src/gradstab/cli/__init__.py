@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from gradstab import __version__
 from gradstab.cli.output import BAD_INPUT, FAILED, INTERRUPTED, OK, complain, replace_closed_streams, say, unforeseen
 from gradstab.errors import ConfigError, GradstabError, Interrupted
-from gradstab.interrupts import listen
+from gradstab.interrupts import heard, listen, then_leave
 
 USAGE = """\
 gradstab: are my gradients vanishing or exploding, where, why, and what mends it?
@@ -54,14 +55,18 @@ def entry_point() -> None:
     atexit.register(_leave, codes)
     listen()
     replace_closed_streams()
-    codes.append(main(sys.argv[1:]))
+    try:
+        codes.append(main(sys.argv[1:]))
+    except Interrupted as interrupted:
+        codes.append(128 + interrupted.signal)
+    then_leave(functools.partial(_leave, codes))
     sys.exit(codes[0])
 
 
 def _leave(codes: Sequence[int]) -> None:
     """End the process without taking torch's libraries apart, for which Python would need more than half a second."""
     if codes:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):
             sys.stdout.flush()
             os._exit(codes[0])
 
@@ -75,23 +80,31 @@ def main(args: Sequence[str]) -> int:
         return BAD_INPUT
     try:
         return _command(args[0], list(args[1:]))
-    except ConfigError as error:
-        return complain(*error.problems)
-    except GradstabError as error:
-        complain(str(error))
-        return FAILED
-    except Interrupted as interrupted:
-        complain(interrupted.note or "interrupted")
-        return 128 + interrupted.signal
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has gone; nothing is left to say, and the interpreter must not try to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except Exception as error:
-        return unforeseen(error)
+    except (Exception, KeyboardInterrupt) as error:
+        number = heard()
+        return _told(error if number is None or isinstance(error, Interrupted) else Interrupted(number))
+
+
+def _told(error: BaseException) -> int:
+    """Say what ended a command; returns the exit code."""
+    match error:
+        case ConfigError():
+            return complain(*error.problems)
+        case GradstabError():
+            complain(str(error))
+            return FAILED
+        case Interrupted():
+            complain(error.note or "interrupted")
+            return 128 + error.signal
+        case KeyboardInterrupt():
+            complain("interrupted")
+            return INTERRUPTED
+        case BrokenPipeError():
+            # The reader (head, less) has gone; nothing is left to say, and the interpreter must not try to flush.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return OK
+    assert isinstance(error, Exception)
+    return unforeseen(error)
 
 
 def _command(command: str, rest: list[str]) -> int:

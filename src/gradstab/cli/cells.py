@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gradstab.config import GROUPS
+from gradstab.errors import ConfigError
 
 # Compositions kept for the next cell; a sweep over more choices than this composes some of them again.
 KEPT = 256
@@ -165,6 +168,31 @@ def as_typed(word: str) -> str:
     """The word that was :func:`tolerated`: only under its own name does it replace what a study says of that knob."""
     own = word.removeprefix("++")
     return own if own.partition(".")[0] in GROUPS else word
+
+
+def sweep_params(params: Any) -> dict[str, Any]:
+    """``hydra.sweeper.params``, checked: what an experiment's own sweep sweeps."""
+    if params is None or isinstance(params, Mapping):
+        return dict(params or {})
+    raise ConfigError(f"hydra.sweeper.params={params}: must be keys with their values, such as {{seed: '0,1'}}")
+
+
+def swept(overrides: Iterable[Override]) -> list[Override]:
+    """Those that stand for several values; :class:`ConfigError` for one that stands for none."""
+    found = [override for override in overrides if override.is_sweep_override()]
+    for override in found:
+        value = override.value()
+        if isinstance(value, IntervalSweep):
+            if not all(end is not None and math.isfinite(end) for end in (value.start, value.end)):
+                raise ConfigError(f"{override.input_line}: has no end; allowed: two finite numbers")
+            continue
+        try:
+            first = next(iter(override.sweep_string_iterator()), None)
+        except (ValueError, HydraException) as error:
+            raise ConfigError(f"{override.input_line}: {error}; allowed: at least one value") from error
+        if first is None:
+            raise ConfigError(f"{override.input_line}: stands for no value; allowed: at least one")
+    return found
 
 
 def quick(context: Any) -> None:

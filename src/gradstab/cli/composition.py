@@ -26,6 +26,11 @@ HYDRA_FLAGS = (
     *("--info", "-i", "--run", "-r", "--hydra-help", "--config-path", "-cp", "--experimental-rerun"),
 )
 
+# Those that take the next word as their value.
+VALUED = (
+    *("--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--package", "-p"),
+    *("--config-path", "-cp", "--experimental-rerun"),
+)
 MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 COMMANDS = ("train", "probe", "list")
 
@@ -56,7 +61,7 @@ def compose(
     _register_resolvers(folder)
     args = _from_run_directory(args)
     check_folders(args)
-    _hydra(_multirun_first(args), overrides, job)
+    _hydra(_in_hydras_order(args), overrides, job)
 
 
 def complete(args: list[str]) -> int:
@@ -147,14 +152,22 @@ def _register_resolvers(folder: str) -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver(
-        "gradstab_sweep_dir", lambda out_dir: str(Path(out_dir or folder).expanduser()), replace=True
+        "gradstab_sweep_dir", lambda out_dir: str(Path(str(out_dir or folder)).expanduser()), replace=True
     )
 
 
-def _multirun_first(args: Sequence[str]) -> list[str]:
-    """Hydra refuses ``-m`` between overrides; wherever and however it was typed, it goes to the front."""
-    rest = [arg for arg in args if arg not in MULTIRUN]
-    return rest if len(rest) == len(args) else ["-m", *rest]
+def _in_hydras_order(args: Sequence[str]) -> list[str]:
+    """``-m``, then all overrides, then the other flags: Hydra takes none of them between overrides."""
+    words: list[str] = []
+    flags: list[str] = []
+    before = ""
+    for arg in args:
+        if arg in MULTIRUN:
+            continue
+        valued = before in VALUED or (before in ("--info", "-i") and "=" not in arg)
+        (flags if valued or arg.startswith("-") else words).append(arg)
+        before = arg
+    return [*["-m"] * any(arg in MULTIRUN for arg in args), *words, *flags]
 
 
 def _from_run_directory(args: Sequence[str]) -> list[str]:

@@ -18,12 +18,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from gradstab.cli.cells import as_typed
+from gradstab.cli.cells import as_typed, sweep_params, swept
+from gradstab.cli.output import complain
 from gradstab.config.compose import read_knobs
 from gradstab.config.fields import MAX_SEED, checked, choice, number
 from gradstab.config.sweep_options import objective
@@ -58,10 +58,12 @@ class OptunaSweeper(Sweeper):
 
     def __init__(self, params: Any = None, **knobs: Any) -> None:
         self.knobs = read_knobs(OptunaKnobs, knobs, _PREFIX)
-        self.params: dict[str, Any] = dict(params or {})
+        self.params = sweep_params(params)
         self.hydra_context: HydraContext | None = None
         self.config: DictConfig | None = None
-        self.launcher: Launcher | None = None
+        self.launcher: Any = None
+        # None once a trial could be made.
+        self._refused: list[ConfigError] | None = []
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before :meth:`sweep`."""
@@ -73,7 +75,6 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Run the trials, batch after batch; what each batch returned."""
         assert self.config is not None
-        assert self.launcher is not None
         assert self.hydra_context is not None
         optuna = _optuna()
         figure = objective(self.config.get("objective"))
@@ -83,6 +84,7 @@ class OptunaSweeper(Sweeper):
         words_given = [*(f"{key}={value}" for key, value in self.params.items()), *map(as_typed, arguments)]
         fixed, space = _split(words_given, self.hydra_context.config_loader)
         study = optuna.create_study(sampler=_sampler(self.knobs, optuna), direction=direction)
+        self.launcher.searched = {override.get_key_element() for override in space}
         returned: list[Sequence[JobReturn]] = []
         words: dict[int, tuple[str, ...]] = {}
         done = 0
@@ -92,7 +94,7 @@ class OptunaSweeper(Sweeper):
                 words[trial.number] = tuple(_chosen(override, trial) for override in space)
             # A batch may hold one cell twice; it runs once.
             cells = dict.fromkeys(words[trial.number] for trial in trials)
-            results = self.launcher.launch([[*fixed, *cell] for cell in cells], initial_job_idx=done)
+            results = self._launch([[*fixed, *cell] for cell in cells], done)
             by_cell = dict(zip(cells, results, strict=True))
             for trial in trials:
                 value = _value(by_cell[words[trial.number]], worst(direction))
@@ -100,7 +102,31 @@ class OptunaSweeper(Sweeper):
             returned.append(results)
             done += len(trials)
             self._write(study, words, figure, direction)
+        if self._refused is not None:
+            raise self._refused[0]
         return returned
+
+    def _launch(self, cells: list[list[str]], done: int) -> Sequence[JobReturn]:
+        """Run a batch; a combination that makes no sense is a trial that failed, and said so, not the end."""
+        try:
+            results: Sequence[JobReturn] = self.launcher.launch(cells, initial_job_idx=done)
+            self._accept()
+        except ConfigError as error:
+            if len(cells) > 1:
+                return [self._launch([cell], done + i)[0] for i, cell in enumerate(cells)]
+            found = ConfigError(*(f"trial {done}: {problem}" for problem in error.problems))
+            if self._refused is None:
+                complain(*found.problems)
+            else:
+                self._refused.append(found)
+            return [JobReturn(overrides=cells[0], status=JobStatus.FAILED, _return_value=error)]
+        return results
+
+    def _accept(self) -> None:
+        """A combination was in order: those that were not are no fault of all of them, and can be told."""
+        for refused in self._refused or ():
+            complain(*refused.problems)
+        self._refused = None
 
     def _write(self, study: Any, words: dict[int, tuple[str, ...]], figure: str, direction: str) -> None:
         """The best trial so far, where Hydra's own sweepers write theirs."""
@@ -141,7 +167,7 @@ def _split(words: Sequence[str], loader: ConfigLoader) -> tuple[list[str], list[
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
     parsed = {override.get_key_element(): override for override in overrides}
     fixed = [str(override.input_line) for override in parsed.values() if not override.is_sweep_override()]
-    space = [override for override in parsed.values() if override.is_sweep_override()]
+    space = swept(parsed.values())
     if not space:
         raise ConfigError("hydra/sweeper=optuna: nothing to search; add such as optimizer.lr='interval(1e-4,1)'")
     return fixed, space
@@ -160,6 +186,9 @@ def _chosen(override: Override, trial: Any) -> str:
         # Six digits name a cell readably.
         return f"{key}={trial.suggest_float(key, float(low), float(high), log=log):.6g}"
     words = list(override.sweep_string_iterator())
+    if getattr(value, "shuffle", False):
+        # A search has an order of its own, and the same choices have to be offered each time.
+        words.sort()
     if isinstance(value, RangeSweep) and not value.shuffle and all(word.lstrip("-").isdigit() for word in words):
         first, last = int(words[0]), int(words[-1])
         step = int(words[1]) - first if len(words) > 1 else 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 LONGEST = 4000
+_OF_STREAMS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -28,8 +31,9 @@ def say(text: str) -> int:
 
 def complain(*lines: str) -> int:
     """Print one line for each thing that is wrong, on standard error."""
-    for line in lines:
-        sys.stderr.write(f"gradstab: {_one_line(line)}\n")
+    with contextlib.suppress(OSError):
+        for line in lines:
+            sys.stderr.write(f"gradstab: {_one_line(line)}\n")
     return BAD_INPUT
 
 
@@ -41,7 +45,7 @@ def _one_line(text: str) -> str:
 
 def is_about_output(error: Exception) -> TypeGuard[OSError]:
     """Whether it is that standard output cannot be written to: a failure of the system's that is about no file."""
-    return isinstance(error, OSError) and error.errno is not None and error.filename is None
+    return isinstance(error, OSError) and error.errno in _OF_STREAMS and error.filename is None
 
 
 def unforeseen(error: Exception) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,16 +52,17 @@ def conduct(session: Session, go: Callable[[], None]) -> int:
     """Run the sweep by ``go``, then show what came of it; returns the exit code."""
     ended = None
     try:
-        with caught():
+        with caught() as stop:
             go()
     except FailFastError as error:
         ended = error
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt as error:
         if session.sweep is None:
             raise
         with contextlib.suppress(GradstabError):
             _write(session.sweep)
-        number = stop.signal if isinstance(stop, Interrupted) else 2
+        # What a signal raised may have become another's KeyboardInterrupt on its way.
+        number = error.signal if isinstance(error, Interrupted) else stop.signal or signal.SIGINT
         raise Interrupted(number, f"interrupted: {session.sweep.progress()}") from None
     finally:
         if session.view is not None:

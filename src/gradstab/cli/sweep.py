@@ -23,7 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gradstab.cli import optimizing
-from gradstab.cli.cells import as_typed, quick
+from gradstab.cli.cells import as_typed, quick, sweep_params, swept
 from gradstab.cli.session import Session
 from gradstab.config import Config, from_hydra, to_container, translate
 from gradstab.config.sweep_options import SweepKnobs, objective
@@ -75,10 +75,12 @@ class Grid(Sweeper):
     """Every combination, as Hydra's own sweeper takes them, which would compose each cell twice and write a file."""
 
     def __init__(self, max_batch_size: int | None = None, params: Any = None) -> None:
+        if max_batch_size is not None and (not isinstance(max_batch_size, int) or max_batch_size < 1):
+            raise ConfigError(f"hydra.sweeper.max_batch_size={max_batch_size}: must be an integer, at least 1, or null")
         self._batch = max_batch_size
-        self._params: dict[str, Any] = dict(params or {})
+        self._params = sweep_params(params)
         self._context: HydraContext
-        self._launcher: HydraLauncher
+        self._launcher: Any
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before :meth:`sweep`."""
@@ -94,6 +96,7 @@ class Grid(Sweeper):
 
         words = [*(f"{key}={value}" for key, value in self._params.items()), *map(as_typed, arguments)]
         overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(words)
+        self._launcher.searched = {override.get_key_element() for override in swept(overrides)}
         for override in overrides:
             if override.is_sweep_override() and not override.is_discrete_sweep():
                 raise ConfigError(
@@ -108,9 +111,13 @@ class Grid(Sweeper):
 
 
 class SweepLauncher(HydraLauncher):
-    """Hydra's door to ``gradstab.launchers``: ``name`` is a name there, the rest are its knobs."""
+    """Hydra's door to ``gradstab.launchers``: ``name`` is a name there, the rest are its knobs.
+
+    ``searched`` are the keys that the sweeper sweeps, None where it does not say.
+    """
 
     def __init__(self, name: str, **knobs: Any) -> None:
+        self.searched: set[str] | None = None
         self._name = name
         self._launcher = build_launcher(name, **knobs)
         self._config: DictConfig
@@ -141,11 +148,11 @@ class SweepLauncher(HydraLauncher):
 
     def _cells(self, jobs: Sequence[list[str]], first: int) -> tuple[list[Cell], bool]:
         """The batch's cells, and whether they are to be quiet; ConfigError with a line for all that is wrong."""
-        swept = [_swept(words, jobs, self._config) for words in jobs]
+        fields_of = [_fields(words, jobs, self._config, self.searched) for words in jobs]
         cells: list[Cell] = []
         problems: dict[str, list[str]] = {}
         quiet = True
-        for number, (words, fields) in enumerate(zip(jobs, swept, strict=True), first):
+        for number, (words, fields) in enumerate(zip(jobs, fields_of, strict=True), first):
             cell = Cell(fields, {})
             try:
                 config = _composed(self._context.config_loader, self._config, words, number)
@@ -183,15 +190,17 @@ def _check_folder(config: Config, master: DictConfig) -> None:
         raise ConfigError(f"out_dir={config.out_dir}: is the folder of the whole sweep; allowed: one for all cells")
 
 
-def _swept(words: Sequence[str], jobs: Sequence[Sequence[str]], master: DictConfig) -> dict[str, str]:
-    """The fields that differ: those with several values in the batch, and those that a sweeper has chosen."""
-    common = set(words).intersection(*jobs)
+def _fields(
+    words: Sequence[str], jobs: Sequence[Sequence[str]], master: DictConfig, searched: set[str] | None
+) -> dict[str, str]:
+    """The fields that differ: of those that are ``searched``, if the sweeper is ours and says so."""
+    common = set(words).intersection(*jobs) if len(jobs) > 1 else set()
     typed = OmegaConf.to_container(master.hydra.overrides.task, resolve=False) or ()
     given = {as_typed(str(word)) for word in typed}
     fields = {}
     for word in words:
         name, _, value = word.partition("=")
-        if word not in (common if len(jobs) > 1 else given):
+        if word not in common and (word not in given if searched is None else name in searched):
             # As it was meant, not as Hydra's grammar has to write it.
             fields[name.lstrip("+~")] = re.sub(r"\\(.)", r"\1", value).strip("\"'")
     return fields
@@ -220,7 +229,7 @@ def _returned(row: Row, overrides: list[str], figure: str) -> JobReturn:
 
 def size_of(params: Any) -> str:
     """How many runs an experiment's own sweep has, in words; empty where it carries none."""
-    words = [f"{key}={value}" for key, value in (params or {}).items()]
+    words = [f"{key}={value}" for key, value in sweep_params(params).items()]
     if not words:
         return ""
     overrides = OverridesParser.create().parse_overrides(words)

@@ -39,8 +39,9 @@ def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if "Ambiguous value for argument" in str(error):
         text = str(error).split("'")[1]
         return ConfigError(f"{text}: several values; allowed: one, or a sweep over them with -m")
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ConfigError(first_line)
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # Hydra's first line often only announces the reason.
+    return ConfigError(" ".join(said[:2]) if said[0].endswith(":") else said[0])
 
 
 def _unknown_key(key: str, parent: Any, overrides: Sequence[str]) -> str:

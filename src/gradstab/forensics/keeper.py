@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,6 +102,21 @@ class Keeper:
             self._moved.keep()
             look, origin = look_at_evaluation(self._parts, outcome.test_loss)
             self._write(outcome.steps, "test loss", None, origin, look, exact=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last steps, as far as a later snapshot tells of them."""
+        rows = [row.record for row in self._ring]
+        return {"ring": [(r.step, r.lr, r.loss, r.norms, r.post_norms) for r in rows]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        device = self._parts.probe.parameters[0].device
+        self._ring.clear()
+        for step, lr, loss, *sides in state_dict["ring"]:
+            norms, post_norms = (None if side is None else side.to(device) for side in sides)
+            record = StepRecord(step, lr, loss.to(device), norms=norms, post_norms=post_norms)
+            # Which samples it saw matters only to a step that may be made once more.
+            self._ring.append(_Row(record, torch.empty(0, dtype=torch.int64, device=device)))
 
     def _rewind(self, broken: NonFinite) -> NonFinite:
         """Run the steps since the last look once more, from the state that was copied, up to the broken one.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -124,7 +126,7 @@ def connected(chosen: knobs.Ray) -> Iterator[Any]:
         return
     try:
         # Not even Ray's own processes are to hear Ctrl-C before the cells have ended.
-        with deaf_to_ctrl_c():
+        with deaf_to_ctrl_c(), _sigterm_kept():
             _answers(chosen.address)
             ray.init(
                 address=chosen.address,
@@ -144,6 +146,17 @@ def connected(chosen: knobs.Ray) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Put SIGTERM's handler back over Ray's two, in Python and below, which would end the process on the spot."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _answers(address: str | None) -> None:

@@ -52,13 +52,14 @@ def work(task: Task) -> str:
                 if is_claimed(directory):
                     return RUNNING
                 raise
-            status = recorded(directory).get("status")
+            found = recorded(directory)
+            status = found.get("status")
             known = print_of(directory) == task.payload["before"]
             if status in ENDED and not known:
                 return str(status)
             ledger.mark(task.key, name, RUNNING)
-            # One that was finished is to run once more; what left no word of its status cannot be continued.
-            if known and (status in FINISHED or status is None):
+            # One that was finished is to run once more; what does not say what it is cannot be continued.
+            if known and (status in FINISHED or status is None or "identity" not in found):
                 run_directory.clear(directory)
             try:
                 status, reason = _run(task.payload["settings"], task.payload["swept"], directory)

@@ -41,17 +41,17 @@ def true_state(folder: Path, entry: Entry) -> Entry:
     """The entry with its true status.
 
     Who runs a cell holds the claim on its directory; a run that ended says so in its run.json, also where nobody was
-    left to tell the ledger; and a run that has been removed has not been made.
+    left to tell the ledger; and a run that has been removed, or cannot be read, has not been made.
     """
     directory = folder / entry.directory
-    if entry.status in ENDED and (directory / RUN_FILE).is_file():
+    record = recorded(directory)
+    status = record.get("status")
+    if entry.status in ENDED and status in ENDED:
         return entry
     if is_claimed(directory):
         return replace(entry, status=RUNNING, reason="")
     if entry.status in ENDED:
-        return replace(entry, status=PENDING, reason="its run was removed")
-    record = recorded(directory)
-    status = record.get("status")
+        return replace(entry, status=PENDING, reason="its run was removed, or its run.json damaged")
     reason = str(record.get("reason", ""))
     if status == FAILED and NO_SPACE in reason:
         return replace(entry, status=INTERRUPTED, reason=reason)

@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gradstab.errors import ConfigError
-from gradstab.run_directory import FAILURE_FILE, RUN_FILE, holds_run, resumptions, status_of
+from gradstab.errors import ConfigError, GradstabError
+from gradstab.run_directory import FAILURE_FILE, RUN_FILE, holds_run, read_run, resumptions, status_of
 from gradstab.sweeps.cells import LOG_FILE
 from gradstab.sweeps.ledger import FAILED, FINISHED, LEDGER_FILE, RUNNING, STATES, Entry, Ledger
 from gradstab.sweeps.results import Row, rows_of
@@ -110,13 +110,19 @@ def _cell(row: Row) -> dict[str, Any]:
 def _of_run(directory: Path) -> dict[str, Any]:
     record = recorded(directory)
     state = status_of(directory)
+    reason = str(record.get("reason", ""))
+    if state == "unknown":
+        try:
+            read_run(directory)
+        except GradstabError as error:
+            reason = str(error)
     started = record.get("started")
     seconds = _since(started) if state == RUNNING and isinstance(started, str) else record.get("seconds")
     return {
         "kind": "run",
         "folder": str(directory),
         "status": state,
-        "reason": str(record.get("reason", "")),
+        "reason": reason,
         "seconds": seconds if isinstance(seconds, int | float) and math.isfinite(seconds) else None,
         **_steps(directory, record),
         "test_accuracy": record.get("test_accuracy"),
