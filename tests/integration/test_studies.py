@@ -215,6 +215,14 @@ def test_a_trial_that_makes_no_sense_is_told_and_does_not_end_the_search(here: H
     assert here("train", "-m", *words, *space).stderr == done.stderr
 
 
+def test_a_search_whose_folder_cannot_be_written_is_refused_at_once(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("")
+    done = here("train", "-m", *SEARCH, *TINY, "out_dir=s")
+    assert done.returncode == 2
+    assert done.stderr.startswith("gradstab: out_dir=s: cannot be written to")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_failed_trial_ends_neither_the_search_nor_goes_unsaid(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

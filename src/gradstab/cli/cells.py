@@ -22,6 +22,10 @@ KEPT = 256
 OWN_CONFIGS = ("pkg://hydra.conf", "pkg://gradstab.configs", "structured://")
 
 
+class CombinationError(ConfigError):
+    """Cells make no sense, which is nothing against the sweep that they belong to."""
+
+
 class CellLoader(ConfigLoaderImpl):
     """Hydra's own loader, whose :meth:`load_sweep_config` gives the same in a twentieth of the time.
 

@@ -22,7 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from gradstab.cli.cells import as_typed, sweep_params, swept
+from gradstab.cli.cells import CombinationError, as_typed, sweep_params, swept
 from gradstab.cli.output import complain
 from gradstab.config.compose import read_knobs
 from gradstab.config.fields import MAX_SEED, checked, choice, number
@@ -111,7 +111,7 @@ class OptunaSweeper(Sweeper):
         try:
             results: Sequence[JobReturn] = self.launcher.launch(cells, initial_job_idx=done)
             self._accept()
-        except ConfigError as error:
+        except CombinationError as error:
             if len(cells) > 1:
                 return [self._launch([cell], done + i)[0] for i, cell in enumerate(cells)]
             found = ConfigError(*(f"trial {done}: {problem}" for problem in error.problems))

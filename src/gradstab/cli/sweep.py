@@ -23,7 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gradstab.cli import optimizing
-from gradstab.cli.cells import as_typed, quick, sweep_params, swept
+from gradstab.cli.cells import CombinationError, as_typed, quick, sweep_params, swept
 from gradstab.cli.session import Session
 from gradstab.config import Config, from_hydra, to_container, translate
 from gradstab.config.sweep_options import SweepKnobs, objective
@@ -164,7 +164,7 @@ class SweepLauncher(HydraLauncher):
             quiet = quiet and config.quiet
             cells.append(Cell(fields, to_container(config) | {"out_dir": None}))
         if problems:
-            raise ConfigError(*_told(problems, len(jobs)))
+            raise CombinationError(*_told(problems, len(jobs)))
         return cells, quiet
 
 
