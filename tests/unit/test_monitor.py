@@ -22,6 +22,7 @@ from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.events import EventWriter, read_events, read_records
 from gradstab.measure.diagnosis import Judge
+from gradstab.measure.quantities import as_tensor
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import find_layers
 from gradstab.monitor.ledger import Ledger
@@ -232,7 +233,7 @@ def test_norms_of_every_precision(dtype: torch.dtype, scale: float) -> None:
         pytest.skip("half precision has no such numbers")
     norms = WatchedNorms(model.parameters(), find_layers(model))
     exact = [p.grad.to(torch.complex128).abs().square().sum().sqrt().item() for p in norms.parameters]  # type: ignore[union-attr]
-    assert norms.take().tolist() == pytest.approx(exact, rel=1e-3 if dtype == torch.bfloat16 else 1e-5)
+    assert as_tensor(norms.take()).tolist() == pytest.approx(exact, rel=1e-3 if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_parameters_of_mixed_precision_and_missing_gradients() -> None:
@@ -242,7 +243,7 @@ def test_parameters_of_mixed_precision_and_missing_gradients() -> None:
         parameter.grad = torch.randn_like(parameter)
     norms = WatchedNorms(model.parameters(), find_layers(model))
     exact = [0.0 if p.grad is None else p.grad.double().norm().item() for p in norms.parameters]
-    assert norms.take().tolist() == pytest.approx(exact, rel=1e-6)
+    assert as_tensor(norms.take()).tolist() == pytest.approx(exact, rel=1e-6)
     assert sum(value == 0 for value in exact) == 2
 
 

@@ -18,6 +18,7 @@ from gradstab.errors import GradstabError
 from gradstab.forensics.look import Moved, look_at, look_at_evaluation
 from gradstab.forensics.snapshot import CHECKPOINT_FILE, FOLDER, LAST_STEPS, SNAPSHOT_FILE, Look, Origin, Past, Snapshot
 from gradstab.forensics.story import where
+from gradstab.measure.quantities import as_tensor
 from gradstab.measure.recorder import FLUSH_STEPS, NonFinite, StepRecord
 from gradstab.parts import Parts
 from gradstab.progress import Outcome
@@ -201,8 +202,8 @@ class Keeper:
         rows, probe = [row.record for row in self._ring][-LAST_STEPS - 1 :], self._parts.probe
         wide = torch.float32 if rows[0].loss.device.type == "mps" else torch.float64
         losses = torch.stack([row.loss for row in rows]).to(wide).unsqueeze(1)
-        pre = [row.norms.to(wide) for row in rows if row.norms is not None]
-        post = [row.post_norms.to(wide) for row in rows if row.post_norms is not None]
+        pre = [as_tensor(row.norms).to(wide) for row in rows if row.norms is not None]
+        post = [as_tensor(row.post_norms).to(wide) for row in rows if row.post_norms is not None]
         sides = [torch.stack(side) if len(side) == len(rows) else None for side in (pre, post)]
         columns = [losses, *(torch.linalg.vector_norm(side, dim=1, keepdim=True) for side in sides if side is not None)]
         if sides[0] is not None:

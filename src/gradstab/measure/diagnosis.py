@@ -54,7 +54,7 @@ class Judge:
         self._depth = np.array([places[tag] for tag in inner], np.int64)
         self._losses: deque[float] = deque(maxlen=thresholds.loss_window)
         self._early_norms: list[float] = []
-        self._norms: deque[float] = deque(maxlen=thresholds.jump_window + 1)
+        self._log_norms: deque[float] = deque(maxlen=thresholds.jump_window + 1)
         self._first_error, self._recovering = 0.0, False
         self._seen = self._first = 0
         self._rate = 0.0
@@ -74,7 +74,7 @@ class Judge:
         if scalars.get("amp/skipped") or (loss is None and "grad_norm" not in vectors):
             return
         if step != self._step + 1:
-            self._norms.clear()  # Only steps in a row tell what one of them does.
+            self._log_norms.clear()  # Only steps in a row tell what one of them does.
         self._step = step
         self._first, self._seen = step if self._seen == 0 else self._first, self._seen + 1
         norm = scalars.get("global_grad_norm/pre_clip")
@@ -82,7 +82,7 @@ class Judge:
             if len(self._early_norms) < EARLY_STEPS:
                 self._early_norms.append(norm)
             if norm > 0:
-                self._norms.append(norm)
+                self._log_norms.append(math.log(norm))
         if (first_bad := broken(loss, norm, vectors, self._layers)) is not None:
             self._note_broken(step, first_bad)
         if loss is not None and math.isfinite(loss):
@@ -157,7 +157,7 @@ class Judge:
         if level > self._thresholds.plateau:
             # What was found at the last measured step no longer counts once the loss is far above its best.
             recovering = self._recovering and level < self._thresholds.loss_ratio * self._best
-            course = Course(level, self._seen == 1, recovering, self._norms)
+            course = Course(level, self._seen == 1, recovering, self._log_norms)
             holdings = course_rules(course, self._thresholds)
         self._keep(step, holdings, "loss")
 

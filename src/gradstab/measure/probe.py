@@ -21,6 +21,9 @@ from gradstab.models.blocks import Layer
 # each hidden layer; nearest the input first.
 Quantities = dict[str, Tensor]
 
+# Between these, squares add up exactly enough in single precision.
+SMALLEST, LARGEST = 1e-16, 1e18
+
 
 @dataclass
 class _Seen:
@@ -94,7 +97,7 @@ class GradientNorms(Generic[L]):
         Where float32 could not hold the squares of tiny or huge gradients, the norms are taken again in float64.
         """
         values = norms.tolist()
-        if self._may_widen and norms.dtype == torch.float32 and not all(1e-16 < value < 1e18 for value in values):
+        if self._may_widen and norms.dtype == torch.float32 and not all(SMALLEST < value < LARGEST for value in values):
             norms = q.norms(grads, torch.float64)
             values = norms.tolist()
         return norms, all(map(math.isfinite, values))

@@ -9,8 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+# One norm per parameter [P]: on the device, or as numbers where they have crossed to the host already.
+Norms = Tensor | list[float]
 
 
 def norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
@@ -20,6 +24,19 @@ def norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor
     vanish below about 1e-22; float64 has neither limit but is slower.
     """
     return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=dtype))
+
+
+def as_tensor(norms: Norms) -> Tensor:
+    """Norms as a tensor; numbers in double precision."""
+    return norms if isinstance(norms, Tensor) else torch.tensor(norms, dtype=torch.float64)
+
+
+def stacked(rows: Sequence[Norms], dtype: torch.dtype) -> Tensor:
+    """Several steps' norms, [steps, P]."""
+    numbers = [row for row in rows if isinstance(row, list)]
+    if len(numbers) == len(rows):
+        return torch.from_numpy(np.array(numbers)).to(dtype)
+    return torch.stack([as_tensor(row).to(dtype) for row in rows])
 
 
 def safe_norm(x: Tensor, dim: int) -> Tensor:

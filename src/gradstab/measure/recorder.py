@@ -16,6 +16,7 @@ from gradstab import plain
 from gradstab.events import EventWriter, Vector
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.probe import GradientNorms
+from gradstab.measure.quantities import Norms, stacked
 
 FLUSH_STEPS = 64
 FLUSH_SECONDS = 1.0
@@ -33,8 +34,8 @@ class StepRecord:
     lr: float
     loss: Tensor
     penalty: Tensor | None = None
-    norms: Tensor | None = None
-    post_norms: Tensor | None = None
+    norms: Norms | None = None
+    post_norms: Norms | None = None
     quantities: dict[str, Tensor] = field(default_factory=dict)
     updated: bool = True
 
@@ -205,16 +206,15 @@ def _to_host(pending: Sequence[StepRecord], probe: GradientNorms[Any]) -> list[_
     device = pending[0].loss.device
     wide = torch.float32 if device.type == "mps" else torch.float64
     parts: list[Tensor] = [torch.stack([r.loss.detach() for r in pending]).to(wide).unsqueeze(1)]
-    zero = torch.zeros((), device=device)
-    parts.append(
-        torch.stack([zero if r.penalty is None else r.penalty.detach() for r in pending]).to(wide).unsqueeze(1)
-    )
+    penalties = [r.penalty.detach() for r in pending if r.penalty is not None]
+    whole = len(penalties) == len(pending)
+    parts.append(torch.stack(penalties).to(wide).unsqueeze(1) if whole else torch.zeros_like(parts[0]))
     sides = []
     for side in ([r.norms for r in pending], [r.post_norms for r in pending]):
-        present = [norms.to(wide) for norms in side if norms is not None]
+        present = [norms for norms in side if norms is not None]
         sides.append(len(present) == len(pending))
         if sides[-1]:
-            norms = torch.stack(present)
+            norms = stacked(present, wide)
             parts += [torch.linalg.vector_norm(norms, dim=1, keepdim=True), probe.by_layer(norms)]
     extras = [(i, name, values) for i, r in enumerate(pending) for name, values in r.quantities.items()]
     flat = torch.cat([torch.cat(parts, 1).flatten(), *(values.to(wide) for _, _, values in extras)])

@@ -19,7 +19,7 @@ WHOLE_RANGE = 600.0
 SINGLE = 1e38
 
 
-@dataclass(frozen=True)
+@dataclass
 class Holding:
     """A rule that holds now, and counts once it has held at ``needs`` looks in a row.
 

@@ -19,13 +19,13 @@ class Course:
     """How the loss and the gradient went up to now.
 
     ``level`` is the recent mean loss over that of guessing; ``first`` before any update, ``recovering`` where the error
-    has fallen since then. ``norms`` are the last steps' global gradient norms, all above 0.
+    has fallen since then. ``log_norms`` are the logarithms of the last steps' global gradient norms.
     """
 
     level: float
     first: bool
     recovering: bool
-    norms: Collection[float]
+    log_norms: Collection[float]
 
 
 def error_of(level: float, spread: Vector) -> float:
@@ -68,10 +68,9 @@ def _forward_explosion(course: Course, t: Thresholds) -> list[Holding]:
 
 def _erratic(course: Course, t: Thresholds) -> list[Holding]:
     """Each step finds another gradient than the one before left, and none of them lowers the loss."""
-    if len(course.norms) <= t.jump_window or course.level <= 1 - t.progress:
+    if len(course.log_norms) <= t.jump_window or course.level <= 1 - t.progress:
         return []
-    norms = [math.log(norm) for norm in course.norms]
-    jump = math.sqrt(sum((b - a) ** 2 for a, b in pairwise(norms)) / (len(norms) - 1))
+    jump = math.sqrt(sum([(b - a) ** 2 for a, b in pairwise(course.log_norms)]) / (len(course.log_norms) - 1))
     if jump <= math.log(t.jump):
         return []
     factor = math.exp(min(jump, 700.0))

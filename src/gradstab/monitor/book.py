@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from gradstab import reproducibility, run_directory
@@ -20,6 +20,7 @@ from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.measure.diagnosis import Judge
+from gradstab.measure.quantities import Norms
 from gradstab.measure.recorder import Recorder, StepRecord
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor.gradients import WatchedNorms
@@ -69,7 +70,7 @@ class Book:
         self._record["depth_layers"] = [norms.tags[i] for i in norms.depth]
         run_directory.write_run(self.directory, self._record | {"notes": self.notes})
 
-    def add(self, record: StepRecord, post: Tensor | None, unknown: Sequence[str], norms: WatchedNorms) -> None:
+    def add(self, record: StepRecord, post: Norms | None, unknown: Sequence[str], norms: WatchedNorms) -> None:
         """Record one step. ``post`` are the norms after clipping where it was seen, ``unknown`` tags to leave out."""
         recorder, ledger, _ = self._open(norms)
         if post is not None and not self._clips:

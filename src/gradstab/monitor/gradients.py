@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gradstab.errors import ConfigError
-from gradstab.measure import quantities as q
-from gradstab.measure.probe import GradientNorms
+from gradstab.measure.probe import LARGEST, SMALLEST, GradientNorms
+from gradstab.measure.quantities import Norms, as_tensor
 from gradstab.monitor.layers import WatchedLayer
 
 _GRAD = operator.attrgetter("grad")
@@ -63,39 +63,43 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         """Where these parameters stand in ``parameters``; those of other networks are left out."""
         return [self._index[id(p)] for p in parameters if id(p) in self._index]
 
-    def take(self, positions: Sequence[int] | None = None, grads: list[Any] | None = None) -> Tensor:
+    def take(self, positions: Sequence[int] | None = None, grads: list[Any] | None = None) -> Norms:
         """The norm of each gradient as it is, [P]; 0 where there is none, or where ``positions`` leave it out.
 
         ``grads`` are those of all parameters, if somebody has gathered them already.
         """
-        chosen = range(len(self.parameters)) if positions is None else positions
         grads = list(map(_GRAD, self.parameters)) if grads is None else grads
-        if positions is not None:
-            grads = [grads[i] for i in positions]
-        if self._uniform and positions is None:
+        if positions is None and self._uniform:
             # Missing and sparse ones are exceptions: asking every gradient each time costs more than most norms.
             with contextlib.suppress(TypeError, RuntimeError):
-                return self._widened(grads, self.grad_norms(grads))
+                return self._plain(grads)
+        chosen = range(len(self.parameters)) if positions is None else positions
+        return self._some(chosen, [grads[i] for i in chosen])
+
+    def _plain(self, grads: list[Tensor]) -> Norms:
+        """The norms of dense, real gradients that lie on one device."""
+        if not self._may_widen:
+            return self.grad_norms(grads).detach()
+        # On the CPU it is quicker to read them one by one than to stack them.
+        values = [norm.item() for norm in torch._foreach_norm(grads, 2, dtype=self._dtype)]
+        # NaN compares as it likes here; a norm that is NaN stays NaN in float64.
+        if not (min(values) > SMALLEST and max(values) < LARGEST):
+            for i, value in enumerate(values):
+                if not SMALLEST < value < LARGEST:
+                    values[i] = torch.linalg.vector_norm(grads[i], dtype=torch.float64).item()
+        return values
+
+    @torch.no_grad()
+    def _some(self, chosen: Sequence[int], grads: Sequence[Any]) -> Tensor:
+        """Norms [P] of these gradients, some of which may be missing, sparse, complex or on other devices."""
         present = [g for g in grads if g is not None]
         plain = self._uniform and not any(g.is_sparse for g in present)
         norms = torch.zeros(len(self.parameters), device=self.device, dtype=self._dtype or torch.float32)
         if not present:
             return norms
-        found = self._widened(present, self.grad_norms(present)) if plain else self._one_by_one(present)
+        found = as_tensor(self._plain(present)) if plain else self._one_by_one(present)
         norms = norms.to(torch.promote_types(norms.dtype, found.dtype))
         norms[[i for i, g in zip(chosen, grads, strict=True) if g is not None]] = found.to(norms.dtype)
-        return norms
-
-    def _widened(self, grads: Sequence[Tensor], norms: Tensor) -> Tensor:
-        """Where float32 could not hold the squares of tiny or huge gradients, their norms taken again in float64."""
-        if not self._may_widen or norms.dtype != torch.float32:
-            return norms
-        values = norms.tolist()
-        # NaN compares as it likes here; a norm that is NaN stays NaN in float64.
-        if not (min(values) > 1e-16 and max(values) < 1e18):
-            beyond = [i for i, value in enumerate(values) if not 1e-16 < value < 1e18]
-            norms = norms.double()
-            norms[beyond] = q.norms([_dense(grads[i]) for i in beyond], torch.float64)
         return norms
 
     def _one_by_one(self, grads: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
+from gradstab.measure.quantities import Norms, as_tensor
 from gradstab.monitor import gradients
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import WatchedLayer
@@ -23,7 +24,7 @@ _GRAD, _VERSION = operator.attrgetter("grad"), operator.attrgetter("_version")
 class Look:
     """Gradients as they were when they were looked at: norms [P], and what tells whether they changed since."""
 
-    norms: Tensor
+    norms: Norms
     grads: list[Tensor | None]
     versions: list[int]
 
@@ -50,7 +51,6 @@ class Looker:
             known = self._positions[id(optimizer)] = (count, self.norms.positions(parameters))
         return known[1]
 
-    @torch.no_grad()
     def look(self, optimizer: Optimizer | None = None) -> Look:
         """Look at the gradients of one optimizer's parameters, or of all; norms of all others are 0."""
         places = None if optimizer is None else self.positions(optimizer)
@@ -60,7 +60,7 @@ class Looker:
         if self._scaler is not None:
             unscaled = [id(o) for o in optimizers if gradients.is_unscaled(self._scaler, o)]
             divisor = self._divisor(optimizers, unscaled)
-            norms = norms if divisor is None else norms / divisor
+            norms = norms if divisor is None else as_tensor(norms) / divisor
         if not self._optimizers:
             return Look(norms, [], [])
         return Look(norms, grads, _versions(grads))

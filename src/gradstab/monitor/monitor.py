@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
+from gradstab.measure.quantities import as_tensor
 from gradstab.measure.recorder import StepRecord
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor import gradients, looking
@@ -172,7 +173,7 @@ class Monitor:
         rate = lr if lr is not None else learning_rate(self._optimizers if optimizer is None else [optimizer])
         unknown = ["train/loss"] * (not known) + ["train/learning_rate"] * (rate is None)
         record = StepRecord(self._step, math.nan if rate is None else rate, loss, norms=look.norms)
-        if (measured or self._step == 0) and not self._book.lacks_gradients and not look.norms.any():
+        if (measured or self._step == 0) and not self._book.lacks_gradients and not as_tensor(look.norms).any():
             self._book.lacks_gradients = True
             self._book.complain(NO_GRADIENT.format(step=self._step), stacklevel=4)
         awaiting = self._optimizers if optimizer is None else [optimizer]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
+from gradstab.measure.quantities import Norms, as_tensor
 from gradstab.measure.recorder import StepRecord
 from gradstab.monitor.looking import Look
 
@@ -28,7 +29,7 @@ class Row:
     unknown: list[str]
     backwards: int
     before: list[list[Tensor]] | None = None
-    post: Tensor | None = None
+    post: Norms | None = None
 
     def lacks(self, optimizers: Sequence[Optimizer]) -> bool:
         """Whether an optimizer has still to step, or to be looked at, that belongs to this step."""
@@ -45,14 +46,15 @@ class Row:
         self.parts.append(optimizer)
         self.awaiting.append(optimizer)
 
-    def clipped(self, norms: Tensor, places: Sequence[int]) -> None:
+    def clipped(self, norms: Norms, places: Sequence[int]) -> None:
         """The gradients at ``places`` have these norms, [P], now that they are used."""
         self.post = _replaced(self.look.norms if self.post is None else self.post, norms, places)
 
 
-def _replaced(norms: Tensor, others: Tensor, places: Sequence[int]) -> Tensor:
+def _replaced(norms: Norms, others: Norms, places: Sequence[int]) -> Norms:
     if len(places) == len(norms):
         return others
+    norms, others = as_tensor(norms), as_tensor(others)
     merged = norms.to(torch.promote_types(norms.dtype, others.dtype)).clone()
     merged[places] = others[places].to(merged.dtype)
     return merged
