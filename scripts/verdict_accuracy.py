@@ -41,6 +41,7 @@ from gradstab.losses import chance_loss
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.recorder import Recorder
 from gradstab.measure.verdict import HEALTHY
+from gradstab.step_scale import step_scale
 from gradstab.training import Parts, evaluate, train_step
 
 LOOKS = {0: "init", 19: "20 steps"}
@@ -80,14 +81,14 @@ class Tape:
 
 def judged(result: dict[str, Any]) -> dict[str, list[str]]:
     """The verdict at each look, from what was kept of a run."""
-    # What was kept may be older than a group that has no bearing on verdicts.
+    # What was kept may be older than a group that has no bearing on verdicts, and than what theory says of steps.
     config = from_hydra({group: {"name": name} for group, name in DEFAULTS.items()} | result["settings"])
     layers = [f"{index:02d}" for index in range(config.model.knobs["depth"] + 1)]
     judge = Judge(
         layers,
         len(layers) - 1,
         config.verdict,
-        theory=result["theory"],
+        theory=result["theory"] | {"step_scale": step_scale(config) or 0.0},
         chance_loss=result["chance_loss"],
         adaptive=config.optimizer.name in ADAPTIVE,
     )

@@ -67,15 +67,15 @@ def build(config: Config, data: Dataset | None = None) -> Parts:
     )
 
 
-def check_memory(config: Config, *, training: bool = True) -> None:
+def check_memory(config: Config, *, probing: bool = False) -> None:
     """Refuse what its device or this machine has no memory for, before anything is allocated; ConfigError says why."""
     device = reproducibility.resolve_device(config.device, config.precision)
-    check_host(config, training=training, elsewhere=device.type == "cuda")
+    check_host(config, probing=probing, elsewhere=device.type == "cuda")
     if device.type == "cuda":
         # What torch holds and does not use is free to us.
         free = torch.cuda.mem_get_info(device)[0]
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        check_device(config, free + cached, str(device), training=training)
+        check_device(config, free + cached, str(device), probing=probing)
 
 
 def build_initialised(config: Config, data: Dataset) -> Model:

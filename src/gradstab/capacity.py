@@ -21,14 +21,14 @@ UNKNOWN = 2**50
 _UNLIMITED = 2**60
 
 
-def check_host(config: Config, *, training: bool = True, elsewhere: bool = False) -> None:
+def check_host(config: Config, *, probing: bool = False, elsewhere: bool = False) -> None:
     """Refuse a configuration that this machine's memory cannot hold, or that is deeper than 100,000 layers.
 
     ``elsewhere`` says that the run computes on another device, whose memory :func:`check_device` asks about; this
     one then holds data and initial weights. Raises :class:`ConfigError` with what it would take, what there is, and
     the largest value that would fit.
     """
-    needed = footprint(config, training=training)
+    needed = footprint(config, probing=probing)
     size = needed.host if elsewhere else needed.total
     free = free_memory()
     if size > free:
@@ -37,26 +37,26 @@ def check_host(config: Config, *, training: bool = True, elsewhere: bool = False
         free = free_memory()
     depth = config.model.knobs.get("depth") or 0
     if size > free or depth > MAX_DEPTH:
-        raise ConfigError(_refusal(config, needed, free, "this machine has", training=training))
+        raise ConfigError(_refusal(config, needed, free, "this machine has", probing=probing))
 
 
-def check_device(config: Config, free: int, name: str, *, training: bool = True) -> None:
+def check_device(config: Config, free: int, name: str, *, probing: bool = False) -> None:
     """The same for a device with ``free`` bytes."""
-    needed = footprint(config, training=training)
+    needed = footprint(config, probing=probing)
     if needed.total > free:
-        raise ConfigError(_refusal(config, needed, free, f"{name} has", training=training))
+        raise ConfigError(_refusal(config, needed, free, f"{name} has", probing=probing))
 
 
-def _refusal(config: Config, needed: Footprint, free: int, place: str, *, training: bool) -> str:
+def _refusal(config: Config, needed: Footprint, free: int, place: str, *, probing: bool) -> str:
     knobs = sizes_in(config)
     said = f"would take {needed}; {place} {in_words(free)} free"
     depth = config.model.knobs.get("depth") or 0
     if depth > MAX_DEPTH:
         # Too deep is too deep even on a machine with enough memory.
-        most = largest_that_fits(config, "model.depth", min(depth, MAX_DEPTH + 1), 1, free, training=training)
+        most = largest_that_fits(config, "model.depth", min(depth, MAX_DEPTH + 1), 1, free, probing=probing)
         return f"model.depth={depth}: {said}; allowed: at most {MAX_DEPTH}" + _and_here(most)
     for key, value, smallest in knobs:
-        most = largest_that_fits(config, key, value, smallest, free, training=training)
+        most = largest_that_fits(config, key, value, smallest, free, probing=probing)
         if most is not None:
             return f"{key}={_shown(config, key, value)}: {said}; allowed here: at most {most} with the rest as it is"
     settings = ", ".join(f"{key}={_shown(config, key, value)}" for key, value, _ in knobs[:3])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from gradstab import reproducibility
@@ -44,6 +46,7 @@ def draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> Draws:
         if knobs.jacobian and jacobian is None:
             batch, _ = _batch(own, parts)
             jacobian = jacobians(parts.model, parts.probe.tags, batch, knobs.samples)
+        steps[-1].vectors["update_ratio"] = _update(parts, steps[-1])
     return Draws(
         parts.probe.tags,
         len(parts.probe.hidden),
@@ -58,7 +61,7 @@ def draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> Draws:
 
 @dataclass(frozen=True)
 class Step:
-    """Loss, norm of the whole gradient, and each quantity by layer, without any update."""
+    """Loss, norm of the whole gradient, and each quantity by layer, the size of the update that follows included."""
 
     loss: float
     global_norm: float
@@ -87,3 +90,18 @@ def _first_step(config: Config, parts: Parts) -> Step:
     vectors = {"grad_norm": parts.probe.by_layer(norms).cpu().double().numpy()}
     vectors |= {name: values.cpu().double().numpy() for name, values in quantities.items()}
     return Step(loss.item(), float(torch.linalg.vector_norm(wide)), vectors)
+
+
+def _update(parts: Parts, step: Step) -> Vector:
+    """‖ΔW‖/‖W‖ of each layer by the update that follows this step, clipping included; NaN where none can follow."""
+    if not (math.isfinite(step.loss) and math.isfinite(step.global_norm)):
+        return np.full(len(parts.probe.layers), np.nan)
+    before = parts.probe.weights()
+    if parts.clip is not None:
+        grads = parts.probe.gradients()
+        parts.clip(grads, parts.probe.grad_norms(grads))
+    parts.optimizer.step()
+    if parts.constraint is not None:
+        parts.constraint()
+    ratios: Vector = parts.probe.update_ratio(before).cpu().double().numpy()
+    return ratios

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstab.config import Config
+from gradstab.step_scale import step_scale
 from gradstab.theory import (
     NoTheory,
     Prediction,
@@ -156,10 +157,11 @@ def expect(config: Config, inputs: Inputs, correlations: tuple[float, float] | N
 def theory_record(config: Config, inputs: Inputs, correlations: tuple[float, float] | None = None) -> dict[str, Any]:
     """The prediction as run.json holds it, or the reason why there is none; entries are for the hidden layers.
 
-    ``signal_share``, of a deep_mlp with dropout, is what masks leave of the output's signal (1: all of it).
+    ``signal_share``, of a deep_mlp with dropout, is what masks leave of the output's signal (1: all of it);
+    ``step_scale`` is that of :func:`step_scale`.
     """
-    share = signal_share(config, inputs)
-    shared = {} if share is None else {"signal_share": share}
+    known = {"signal_share": signal_share(config, inputs), "step_scale": step_scale(config)}
+    shared = {name: value for name, value in known.items() if value is not None}
     try:
         prediction = expect(config, inputs, correlations)
     except NoTheory as reason:

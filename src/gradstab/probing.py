@@ -27,7 +27,7 @@ from gradstab.run_directory import plain
 from gradstab.theory import Prediction, activation, activation_statistics
 
 # Scales, whose logarithms are averaged over seeds; shares and means are averaged as they are.
-_SCALES = ("grad_norm", "signal_grad_norm", "weight_norm", "activation_std")
+_SCALES = ("grad_norm", "signal_grad_norm", "weight_norm", "activation_std", "update_ratio")
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ class Findings:
 def probe(config: Config, knobs: ProbeKnobs) -> Findings:
     """Draw the configured network ``knobs.seeds`` times, from ``config.seed`` on, and look at one step of each.
 
-    Each is what ``gradstab train`` would see at step 0 with that seed, batch and dropout masks included; nothing is
-    updated. Raises :class:`gradstab.errors.ConfigError` and DataError as a training run would.
+    Each is what ``gradstab train`` would see at step 0 with that seed, batch, dropout masks and the size of the first
+    update included. Raises :class:`gradstab.errors.ConfigError` and DataError as a training run would.
     """
-    check_memory(config, training=False)
+    check_memory(config, probing=True)
     data = load_data(config.data.name, **config.data.knobs)
     inputs = inputs_of(data)
     draws = draw(config, knobs, data)

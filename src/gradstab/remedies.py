@@ -91,6 +91,11 @@ def _candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: fl
             reason = "bounds every step, whatever the gradient (Pascanu et al. 2013)"
             yield _Candidate(("clip=norm", f"clip.max_norm={limit:.2g}"), reason, about_depth=False)
     rate = config.optimizer.knobs["lr"]
+    if too_large := [finding for finding in verdict.findings if finding.rule == "large_steps"]:
+        # Half of what the rule lets pass.
+        fitting = rate * too_large[0].threshold / too_large[0].value / 2
+        yield _Candidate((f"optimizer.lr={fitting:.1g}",), "steps that a chain of this depth stands", about_depth=False)
+        yield _Candidate(("model.residual=scaled",), "skip paths, along which larger steps do no harm")
     too_small = "tiny_updates" in rules or (rules == {"plateau"} and steady and verdict.findings[0].value < 1.05)
     if too_small:
         yield _Candidate((f"optimizer.lr={rate * 10:.3g}",), "larger steps", about_depth=False)
@@ -98,7 +103,8 @@ def _candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: fl
         kinds & {"exploding", "non_finite", "dead_units", "saturated"} or rules == {"plateau"} or "erratic" in rules
     ):
         yield _Candidate((f"optimizer.lr={rate / 10:.3g}",), "smaller steps", about_depth=False)
-    if kinds & {"vanishing", "not_learning"} and config.optimizer.name in ("sgd", "momentum", "nesterov"):
+    slow = kinds & {"vanishing", "not_learning"} and not too_large
+    if slow and config.optimizer.name in ("sgd", "momentum", "nesterov"):
         own_rate = rate != type(config.optimizer)(config.optimizer.name).knobs["lr"]
         overrides = ("optimizer=adam", *((f"optimizer.lr={ADAM_RATE:g}",) if own_rate else ()))
         yield _Candidate(overrides, "steps of one size, however small the gradient", about_depth=False)

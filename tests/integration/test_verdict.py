@@ -42,7 +42,7 @@ def test_a_run_gets_the_verdict_it_deserves(train: Train, overrides: tuple[str, 
 def test_a_first_step_that_is_far_too_large_is_named_before_the_loss_shows_it(train: Train) -> None:
     overrides = ("model.depth=8", "act=relu", "init=orthogonal", "init.gain=2.4", "optimizer.lr=0.06", "steps=1")
     verdict = Verdict.from_dict(train(*SMALL, "batch_size=64", *overrides)["verdict"])
-    assert [finding.rule for finding in verdict.findings] == ["overshoot"]
+    assert "overshoot" in [finding.rule for finding in verdict.findings]
     assert "clip=norm" in [override for found in verdict.remedies for override in found.overrides]
 
 

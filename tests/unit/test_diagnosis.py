@@ -270,6 +270,7 @@ def test_a_recovery_is_over_when_the_loss_rises_again() -> None:
     assert one.verdict().labels == ("exploding",)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize(
     ("share", "level", "notes", "labels"),
     [
@@ -280,13 +281,40 @@ def test_a_recovery_is_over_when_the_loss_rises_again() -> None:
         (1e-5, 1.0, ["norm=batch: reckoned with"], ("vanishing",)),
     ],
 )
-def test_a_signal_that_dropout_hides(share: float, level: float, notes: list[str], labels: tuple[str, ...]) -> None:
-    one = judge({"signal_share": share, "notes": notes})
+def test_a_signal_that_dropout_hides(
+    share: float, level: float, notes: list[str], labels: tuple[str, ...], adaptive: bool
+) -> None:
+    one = judge({"signal_share": share, "notes": notes}, adaptive=adaptive)
     looked(one, 0, CHANCE, signal_grad_norm=profile(1.0))
-    assert one.verdict().labels == (("vanishing",) if share < T.signal_share else ("healthy",))
+    # Steps that shrink with the signal make a narrow way narrower from the start.
+    limit = T.signal_share if adaptive or notes else T.stalled_signal_share
+    assert one.verdict().labels == (("vanishing",) if share < limit else ("healthy",))
     for step in range(1, 7):
         looked(one, step, level * CHANCE, signal_grad_norm=profile(1.0))
     assert one.verdict().labels == labels
+
+
+@pytest.mark.parametrize(
+    ("ratio", "scale", "rules"),
+    [
+        (0.2, 31.6, ["large_steps"]),
+        (0.08, 31.6, []),
+        (0.1, 316.0, ["large_steps"]),
+        (5.0, None, []),
+        (math.nan, 31.6, []),
+    ],
+)
+def test_steps_too_large_for_the_depth(ratio: float, scale: float | None, rules: list[str]) -> None:
+    one = judge({} if scale is None else {"step_scale": scale})
+    # The output layer's step is not one of the chain's.
+    looked(one, 0, CHANCE, signal_grad_norm=profile(1.0), update_ratio=np.array([ratio] * 10 + [100.0]))
+    findings = one.verdict().findings
+    assert [finding.rule for finding in findings] == rules
+    for finding in findings:
+        assert (finding.kind, finding.key) == ("not_learning", "verdict.scaled_step")
+        assert finding.value == pytest.approx(ratio * (scale or 0))
+    looked(one, 1, CHANCE, signal_grad_norm=profile(1.0), update_ratio=np.full(11, 0.01))
+    assert one.verdict().labels == ("healthy",), "the first step is judged before any of its kind was made"
 
 
 def test_the_first_non_finite_value_stays_on_record() -> None:

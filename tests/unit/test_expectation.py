@@ -12,11 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from gradstab.assembly import build_initialised
+from gradstab.assembly import build, build_initialised
 from gradstab.data import Dataset, Split, load_data
-from gradstab.expectation import Inputs, caveats, expect, inputs_of, theory_record, window_correlations
+from gradstab.expectation import (
+    Inputs,
+    caveats,
+    expect,
+    inputs_of,
+    theory_record,
+    window_correlations,
+)
 from gradstab.measure.probe import Probe
 from gradstab.reproducibility import generator
+from gradstab.step_scale import step_growth, step_scale
 from gradstab.theory import NoTheory, predict
 from tests.conftest import Compose
 
@@ -126,9 +134,48 @@ def test_what_has_no_theory_is_refused_in_one_line(
     with pytest.raises(NoTheory, match=reason):
         expect(config, inputs)
     record = theory_record(config, inputs)
-    assert list(record) == ["reason"]
+    assert set(record) <= {"reason", "step_scale"}
     assert reason in record["reason"]
     assert "\n" not in record["reason"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "scale"),
+    [
+        ("model.depth=16 optimizer=sgd", 64.0),
+        ("model.depth=16 optimizer=adam model.norm=layer", 64.0),
+        ("model.depth=4 optimizer=momentum optimizer.momentum=0.5", 8 * (2 - (1 - 0.5**20) / 10)),
+        ("model.depth=16 model.residual=add", None),
+        ("model.depth=16 model.norm=batch", None),
+        ("model.depth=0", None),
+        ("model=lenet5", None),
+    ],
+)
+def test_how_much_a_step_weighs(configure: Compose, overrides: str, scale: float | None) -> None:
+    assert step_scale(configure(*overrides.split())) == (None if scale is None else pytest.approx(scale))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *("optimizer=sgd", "optimizer=momentum", "optimizer=nesterov optimizer.momentum=0.8", "optimizer=adagrad"),
+        *("optimizer=rmsprop", "optimizer=rmsprop optimizer.momentum=0.5 optimizer.alpha=0.9", "optimizer=adam"),
+        *("optimizer=adamw optimizer.weight_decay=0", "optimizer=muon"),
+    ],
+)
+def test_how_steps_grow_under_a_gradient_that_stays(configure: Compose, overrides: str) -> None:
+    config = configure(*overrides.split(), "model.depth=2", "model.width=8", "precision=float64", "device=cpu")
+    parts = build(config)
+    hidden = parts.probe.layers[1].weight_parameters()[0]
+    gradients = [torch.randn_like(p) for p in parts.model.parameters()]
+    sizes = []
+    for _ in range(20):
+        for parameter, gradient in zip(parts.model.parameters(), gradients, strict=True):
+            parameter.grad = gradient.clone()
+        before = hidden.detach().clone()
+        parts.optimizer.step()
+        sizes.append((hidden.detach() - before).norm().item())
+    assert step_growth(config.optimizer) == pytest.approx(np.mean(sizes) / sizes[0], rel=1e-3)
 
 
 def test_lenet_needs_images(configure: Compose) -> None:
@@ -138,7 +185,7 @@ def test_lenet_needs_images(configure: Compose) -> None:
 
 def test_records_are_plain_and_complete(configure: Compose, inputs: Inputs) -> None:
     record = theory_record(configure("act=sigmoid", "init=xavier_normal", "model.depth=5"), inputs)
-    assert list(record) == ["depth_factor", "depth_factor_r2", "signal_grad_norm", "q", "chi_1", "notes"]
+    assert list(record) == ["depth_factor", "depth_factor_r2", "signal_grad_norm", "q", "chi_1", "notes", "step_scale"]
     assert {len(record[key]) for key in ("signal_grad_norm", "q", "chi_1")} == {5}
     assert record["signal_grad_norm"][-1] == 1
     assert json.loads(json.dumps(record, allow_nan=False)) == record

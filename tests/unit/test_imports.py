@@ -27,6 +27,7 @@ LAYERS = [
         "events",
         "measure.quantities",
         "theory",
+        "step_scale",
         "measure.depth",
         "measure.verdict",
     },

@@ -30,6 +30,7 @@ TINY = ("model.depth=3", "model.width=16", "batch_size=32", "device=cpu")
         "model.residual=add precision=float64 constraint=weight_norm",
         "data=line batch_size=full",
         "init=critical act=sigmoid model.depth=5 clip=norm seed=3",
+        "optimizer=adam clip=agc schedule=cosine",
     ],
 )
 def test_one_seed_is_exactly_the_first_step_of_training(configure: Compose, train: Train, overrides: str) -> None:
@@ -37,6 +38,7 @@ def test_one_seed_is_exactly_the_first_step_of_training(configure: Compose, trai
     found = probe(configure(*words), ProbeKnobs(seeds=1))
     record = train(*words, "steps=1", "eval_every=1")
     steps = read_records(record["directory"])
+    assert "update_ratio" in found.measured
     for name, values in found.measured.items():
         recorded = steps.vectors[name].values[0]
         # exp(log(x)) of the mean over seeds costs a last digit.

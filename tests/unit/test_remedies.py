@@ -134,6 +134,13 @@ def test_steps_that_throw_the_gradient_about_call_for_smaller_ones(configure: Co
     assert [remedy.overrides for remedy in remedies] == [("optimizer.lr=0.001",)]
 
 
+def test_steps_too_large_for_the_depth_call_for_smaller_ones_or_skip_paths(configure: Compose, inputs: Inputs) -> None:
+    large = Finding("not_learning", "large_steps", "update_ratio", (), 0, 0, 1, 20.0, 5.0, "", "")
+    config = configure("model.depth=40", "act=relu", "init=kaiming_normal", "optimizer=momentum", "optimizer.lr=0.08")
+    remedies = remedies_for(config, inputs, Verdict(0, (large,)))
+    assert [remedy.overrides for remedy in remedies] == [("model.residual=scaled",), ("optimizer.lr=0.01",)]
+
+
 def test_no_remedy_loses_the_signal_in_dropout_again(configure: Compose, inputs: Inputs) -> None:
     lost = Finding("vanishing", "lost_in_dropout", "", (), 0, 0, 1, 1e-9, 5e-5, "", "")
     config = configure("model.dropout=0.5", "model.depth=60")

@@ -184,9 +184,9 @@ def test_what_is_called_allowed_fits(configure: Compose, words: tuple[str, ...])
         capacity.check_host(configure(*fitting, f"{key}={most * 2}"))
 
 
-def test_a_probe_needs_less_than_a_run(configure: Compose) -> None:
-    config = configure("model.width=1000", "optimizer=adam")
-    assert footprint(config, training=False).total < footprint(config).total
+def test_a_probe_measures_everything(configure: Compose) -> None:
+    config = configure("model.width=1000", "optimizer=adam", "measure=none")
+    assert footprint(config, probing=True).total > footprint(config).total
 
 
 def test_on_another_device_this_machine_holds_data_and_initial_weights(

@@ -41,13 +41,13 @@ def sizes_in(config: Config) -> list[tuple[str, int, int]]:
     return [(key, value, smallest) for key, value, smallest, _ in found]
 
 
-def largest_that_fits(config: Config, key: str, value: int, smallest: int, free: int, *, training: bool) -> int | None:
+def largest_that_fits(config: Config, key: str, value: int, smallest: int, free: int, *, probing: bool) -> int | None:
     """The largest value of a knob below ``value`` with which a run takes at most ``free`` bytes, if there is one."""
     if isinstance(config.model, DeepMLP) and key == "model.depth" and isinstance(config.model.width, tuple):
         return None
 
     def fits(trial: int) -> bool:
-        return footprint(with_value(config, key, trial), training=training).total <= free
+        return footprint(with_value(config, key, trial), probing=probing).total <= free
 
     if not fits(smallest):
         return None

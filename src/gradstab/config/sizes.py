@@ -65,8 +65,8 @@ def in_words(size: int) -> str:
     return f"{whole:,} EiB" if whole < 10**6 else f"{whole:.1e} EiB" if whole < 10**300 else "more than 1e300 EiB"
 
 
-def footprint(config: Config, *, training: bool = True) -> Footprint:
-    """What a run (or, not ``training``, a probe's look at the first step) takes at its peak, by a few per cent.
+def footprint(config: Config, *, probing: bool = False) -> Footprint:
+    """What a run, or a probe's look at the first step, takes at its peak, by a few per cent.
 
     Parameters are counted exactly. It holds what has to be there at once: weights, gradients, the optimizer's state,
     activations until backward has passed them, data, and what measuring keeps of them.
@@ -75,7 +75,7 @@ def footprint(config: Config, *, training: bool = True) -> Footprint:
     groups = list(layers_of(config))
     weight = sum(group.times * group.weight for group in groups)
     parameters = sum(group.times * (group.weight + group.others) for group in groups)
-    measuring = config.measure.name != "none" or not training
+    measuring = config.measure.name != "none" or probing
     # The weights that a reparametrization computes, and what its backward pass needs.
     held = {"weight_norm": 3, "spectral_norm": 1}.get(config.constraint.name, 0)
     largest = max(group.weight for group in groups)
@@ -85,8 +85,8 @@ def footprint(config: Config, *, training: bool = True) -> Footprint:
         # They are drawn in float32, whatever they become.
         "weights": parameters * max(size, 4) + (held * weight + 2 * largest) * size,
         "gradients": parameters * size,
-        "optimizer state": _optimizer(config, groups, parameters, size) if training else 0,
-        "copies of weights to measure updates by": weight * size if measuring and training else 0,
+        "optimizer state": _optimizer(config, groups, parameters, size),
+        "copies of weights to measure updates by": weight * size if measuring else 0,
         "activations": _activations(config, groups, size, measuring) + config.batch * features * size,
         "data": data,
         "layers' own objects": depth * _per_layer(config, measuring),

@@ -46,7 +46,7 @@ class Thresholds(Option):
         5e-3,
         above=0,
         below=1,
-        reason="the same while the loss has not left the plateau: learning is that much slower than without masks",
+        reason="the same on a plateau, and for plain steps (SGD, momentum) from the start: learning is so much slower",
     )
     loss_ratio: float = number(
         30.0, above=1, reason="a loss so many times that of guessing comes of a signal that exploded on its way forward"
@@ -62,6 +62,11 @@ class Thresholds(Option):
         30.0,
         above=1,
         reason="no network survived a plain first step that by its gradient lowers the loss by so many times its size",
+    )
+    scaled_step: float = number(
+        3.0,
+        above=0,
+        reason="layers' relative steps, times depth^1.5, beyond which hardly any chain of layers without skips learnt",
     )
     jump: float = number(
         2.0,

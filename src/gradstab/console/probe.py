@@ -57,6 +57,7 @@ _COLUMNS = (
     _Column("theory", "saturated_fraction", _share, 6, predicted=True),
     _Column("dead", "dead_fraction", _share, 5),
     _Column("theory", "dead_fraction", _share, 6, predicted=True),
+    _Column("‖ΔW‖/‖W‖", "update_ratio", _scale, 9),
 )
 
 

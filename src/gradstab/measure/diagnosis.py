@@ -102,6 +102,7 @@ class Judge:
                 recovering=self._recovering,
                 adaptive=self._adaptive,
                 signal_share=self._theory.get("signal_share", 1.0),
+                step_scale=self._theory.get("step_scale", 0.0),
                 batch_norm=self._batch_norm,
             )
             holdings = profile_rules(profile, self._thresholds) + step_rules(profile, loss, self._thresholds)
@@ -118,9 +119,8 @@ class Judge:
         level = self._level()
         learnt = level is not None and level <= self._thresholds.learnt
         for first, last, times, holding in self._held.values():
-            if times < holding.needs or learnt:
-                continue
-            findings.append(self._finding(holding, first, last, times))
+            if times >= holding.needs and not learnt:
+                findings.append(self._finding(holding, first, last, times))
         findings.sort(key=lambda finding: KINDS.index(finding.kind))
         return Verdict(self._step, tuple(findings))
 

@@ -44,7 +44,8 @@ class Profile:
     update, ``stalled`` with a loss on the plateau,
     ``rising`` with a learning rate that was lower before, ``recovering`` with an error that has fallen by itself,
     ``adaptive`` with steps that do not shrink as gradients do, ``signal_share`` what theory leaves of the signal under
-    dropout at initialisation, 1 without, and ``batch_norm`` whether it had to reckon with batch norm.
+    dropout at initialisation, 1 without, ``step_scale`` how it weighs relative steps (0 where it has no word on them),
+    and ``batch_norm`` whether it had to reckon with batch norm.
     """
 
     layers: Sequence[str]
@@ -57,6 +58,7 @@ class Profile:
     recovering: bool
     adaptive: bool
     signal_share: float
+    step_scale: float
     batch_norm: bool
 
 
@@ -186,9 +188,10 @@ def _collapse(profile: Profile, t: Thresholds) -> list[Holding]:
 def _lost_in_dropout(profile: Profile, t: Thresholds) -> list[Holding]:
     """Masks drown what their inputs have to say; measuring this would take a second forward pass, theory does not."""
     share = profile.signal_share
-    # Batch norm's statistics carry what theory takes for lost, and a network that learns has found its way.
-    stalled = profile.stalled and not profile.first and not profile.batch_norm
-    key = "stalled_signal_share" if stalled else "signal_share"
+    # Batch norm's statistics carry what theory takes for lost, and a network that learns has found its way; one whose
+    # steps shrink with the signal will not.
+    slow = not profile.adaptive if profile.first else profile.stalled
+    key = "stalled_signal_share" if slow and not profile.batch_norm else "signal_share"
     limit: float = getattr(t, key)
     if not share < limit:
         return []

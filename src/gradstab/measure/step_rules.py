@@ -54,7 +54,7 @@ def step_rules(profile: Profile, loss: float | None, t: Thresholds) -> list[Hold
     # Most looks end here.
     if ratios is None or not (profile.first or profile.stalled) or not np.isfinite(ratios).all():
         return []
-    return _overshoot(profile, loss, t) if profile.first else _tiny_updates(profile, t)
+    return _overshoot(profile, loss, t) + _large_steps(profile, t) if profile.first else _tiny_updates(profile, t)
 
 
 def _forward_explosion(course: Course, t: Thresholds) -> list[Holding]:
@@ -93,6 +93,19 @@ def _overshoot(profile: Profile, loss: float | None, t: Thresholds) -> list[Hold
         return []
     text = f"by its own gradient the first step lowers the loss by {value:.3g} times its size: far beyond its reach"
     return [Holding("exploding", "overshoot", "update_ratio", value, t.overshoot, "overshoot", text)]
+
+
+def _large_steps(profile: Profile, t: Thresholds) -> list[Holding]:
+    """Each layer's change disturbs all those behind it: what a deep chain stands of it is little."""
+    mean = float(profile.vectors["update_ratio"][: profile.hidden].mean()) if profile.hidden else 0.0
+    value = mean * profile.step_scale
+    if not value > t.scaled_step:
+        return []
+    text = (
+        f"a step changes a layer by {mean:.2g} of its size, {value:.3g} when weighed by depth^1.5 and momentum: more "
+        f"than a chain of {profile.hidden} layers stands without skip paths"
+    )
+    return [Holding("not_learning", "large_steps", "update_ratio", value, t.scaled_step, "scaled_step", text)]
 
 
 def _tiny_updates(profile: Profile, t: Thresholds) -> list[Holding]:

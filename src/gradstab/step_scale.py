@@ -1,0 +1,39 @@
+"""What a first step means for the steps after it, and for a deep network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gradstab.config import Config
+from gradstab.config.registry import Option
+
+
+def step_scale(config: Config) -> float | None:
+    """How much a layer's first relative step weighs in a chain of L hidden layers: L^(3/2), times its growth.
+
+    The largest rate that trains falls as L^(-3/2) (Jelassi et al. 2023, arXiv:2305.07810); growth is that of
+    :func:`step_growth`. None for networks whose skip paths or batch norm stand larger steps, and for LeNet-5.
+    """
+    knobs: Mapping[str, Any] = config.model.knobs
+    if config.model.name != "deep_mlp" or not knobs["depth"] or knobs["residual"] != "none" or knobs["norm"] == "batch":
+        return None
+    scale: float = knobs["depth"] ** 1.5 * step_growth(config.optimizer)
+    return scale
+
+
+def step_growth(optimizer: Option) -> float:
+    """The mean size of an optimizer's first 20 steps over that of the first, were the gradient to stay as it is."""
+    count = np.arange(1.0, 21.0)
+    sizes = np.ones(20)
+    if optimizer.name == "rmsprop":
+        sizes = np.sqrt((1 - optimizer.knobs["alpha"]) / (1 - optimizer.knobs["alpha"] ** count))
+    elif optimizer.name == "adagrad":
+        sizes = 1 / np.sqrt(count)
+    if optimizer.name in ("momentum", "nesterov", "rmsprop"):
+        momentum = optimizer.knobs["momentum"]
+        velocity = [sum(momentum ** (last - k) * sizes[k] for k in range(last + 1)) for last in range(20)]
+        sizes = sizes + momentum * np.array(velocity) if optimizer.name == "nesterov" else np.array(velocity)
+    return float(sizes.mean() / sizes[0])
