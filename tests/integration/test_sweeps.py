@@ -625,11 +625,15 @@ def test_a_finished_cell_whose_record_is_damaged_runs_again(
         (("hydra/sweeper=optuna", "act=glob(zzz*)"), "act=glob(zzz*): stands for no value"),
         (("hydra/sweeper=optuna", "seed=range(3,1)"), "seed=range(3,1): stands for no value"),
         (("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,inf)"), "optimizer.lr=interval(0.1,inf): has no end"),
+        (("seed=range(0,1000000000)",), "seed=range(0,1000000000): stands for more than 100,000 values"),
+        (("seed=shuffle(range(0,1000000000))",), "stands for more than 100,000 values; allowed: 1 to 100,000"),
+        (("hydra/sweeper=optuna", "seed=range(0,1000000000)"), "stands for more than 100,000 values"),
+        (("seed=range(0,1000)", "batch_size=range(1,1001)"), "seed, batch_size: make a sweep of 1,000,000 cells"),
         # Of a search that can make no trial at all, the first says why.
         (("hydra/sweeper=optuna", "optimizer.lrr=interval(0,1)"), "optimizer.lrr="),
     ],
 )
-def test_a_sweep_of_nothing_is_refused_in_one_line(
+def test_a_sweep_of_nothing_or_without_bounds_is_refused_in_one_line(
     here: Here, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     done = here("train", "-m", *TINY, *words, "out_dir=sweep")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -19,6 +20,8 @@ from gradstab.errors import ConfigError
 
 # Compositions kept for the next cell; a sweep over more choices than this composes some of them again.
 KEPT = 256
+# Cells are listed, composed and checked before the first runs.
+MOST_CELLS = 100_000
 OWN_CONFIGS = ("pkg://hydra.conf", "pkg://gradstab.configs", "structured://")
 
 
@@ -191,12 +194,20 @@ def swept(overrides: Iterable[Override]) -> list[Override]:
                 raise ConfigError(f"{override.input_line}: has no end; allowed: two finite numbers")
             continue
         try:
-            first = next(iter(override.sweep_string_iterator()), None)
+            count = count_of(override)
         except (ValueError, HydraException) as error:
             raise ConfigError(f"{override.input_line}: {error}; allowed: at least one value") from error
-        if first is None:
-            raise ConfigError(f"{override.input_line}: stands for no value; allowed: at least one")
+        if not 0 < count <= MOST_CELLS:
+            many = f"more than {MOST_CELLS:,} values" if count else "no value"
+            raise ConfigError(f"{override.input_line}: stands for {many}; allowed: 1 to {MOST_CELLS:,}")
     return found
+
+
+def count_of(override: Override) -> int:
+    """How many values a discrete override stands for, counted no further than one beyond ``MOST_CELLS``."""
+    value = override.value()
+    values = value.range() if isinstance(value, RangeSweep) else override.sweep_string_iterator()
+    return sum(1 for _ in itertools.islice(values, MOST_CELLS + 1))
 
 
 def quick(context: Any) -> None:

@@ -23,7 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gradstab.cli import optimizing
-from gradstab.cli.cells import CombinationError, as_typed, quick, sweep_params, swept
+from gradstab.cli.cells import MOST_CELLS, CombinationError, as_typed, count_of, quick, sweep_params, swept
 from gradstab.cli.session import Session
 from gradstab.config import Config, from_hydra, to_container, translate
 from gradstab.config.sweep_options import SweepKnobs, objective
@@ -96,13 +96,16 @@ class Grid(Sweeper):
 
         words = [*(f"{key}={value}" for key, value in self._params.items()), *map(as_typed, arguments)]
         overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(words)
-        self._launcher.searched = {override.get_key_element() for override in swept(overrides)}
+        values = {override.get_key_element(): override for override in swept(overrides)}
+        self._launcher.searched = set(values)
         for override in overrides:
             if override.is_sweep_override() and not override.is_discrete_sweep():
                 raise ConfigError(
                     f"{override.input_line}: is endless; allowed: values with commas, choice(...), range(...), "
                     "glob(...), or a search: hydra/sweeper=optuna"
                 )
+        if (cells := math.prod(map(count_of, values.values()))) > MOST_CELLS:
+            raise ConfigError(f"{', '.join(values)}: make a sweep of {cells:,} cells; allowed: at most {MOST_CELLS:,}")
         batches = BasicSweeper.split_arguments(overrides, self._batch)
         if len(batches) > 1:
             _session.expected = sum(map(len, batches))
@@ -235,5 +238,4 @@ def size_of(params: Any) -> str:
     overrides = OverridesParser.create().parse_overrides(words)
     if not all(override.is_discrete_sweep() or not override.is_sweep_override() for override in overrides):
         return "a search"
-    sizes = [len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override()]
-    return f"a sweep of {math.prod(sizes)} runs"
+    return f"a sweep of {math.prod(map(count_of, swept(overrides)))} runs"
