@@ -38,7 +38,7 @@ def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
         )
     if "Ambiguous value for argument" in str(error):
         text = str(error).split("'")[1]
-        return ConfigError(f"{text}: several values; allowed: one, or a sweep over them with -m")
+        return ConfigError(f"{text}: several values; allowed: one, or a sweep over them: gradstab train -m")
     said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     # Hydra's first line often only announces the reason.
     return ConfigError(" ".join(said[:2]) if said[0].endswith(":") else said[0])
