@@ -167,6 +167,7 @@ def test_how_steps_grow_under_a_gradient_that_stays(configure: Compose, override
     config = configure(*overrides.split(), "model.depth=2", "model.width=8", "precision=float64", "device=cpu")
     parts = build(config)
     hidden = parts.probe.layers[1].weight_parameters()[0]
+    torch.manual_seed(1)
     gradients = [torch.randn_like(p) for p in parts.model.parameters()]
     sizes = []
     for _ in range(20):
@@ -175,7 +176,9 @@ def test_how_steps_grow_under_a_gradient_that_stays(configure: Compose, override
         before = hidden.detach().clone()
         parts.optimizer.step()
         sizes.append((hidden.detach() - before).norm().item())
-    assert step_growth(config.optimizer) == pytest.approx(np.mean(sizes) / sizes[0], rel=1e-3)
+    # Muon orthogonalises in half precision.
+    tolerance = 0.02 if config.optimizer.name == "muon" else 1e-6
+    assert step_growth(config.optimizer) == pytest.approx(np.mean(sizes) / sizes[0], rel=tolerance)
 
 
 def test_lenet_needs_images(configure: Compose) -> None:
