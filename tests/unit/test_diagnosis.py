@@ -313,8 +313,14 @@ def test_steps_too_large_for_the_depth(ratio: float, scale: float | None, rules:
     for finding in findings:
         assert (finding.kind, finding.key) == ("not_learning", "verdict.scaled_step")
         assert finding.value == pytest.approx(ratio * (scale or 0))
-    looked(one, 1, CHANCE, signal_grad_norm=profile(1.0), update_ratio=np.full(11, 0.01))
-    assert one.verdict().labels == ("healthy",), "the first step is judged before any of its kind was made"
+    later = {"signal_grad_norm": profile(1.0), "update_ratio": np.full(11, 0.01)}
+    looked(one, 1, CHANCE, **later)
+    assert one.verdict().labels == ("healthy",), "it did no harm"
+    looked(one, 2, CHANCE, **later, dead_fraction=np.ones(10))
+    assert [finding.rule for finding in one.verdict().findings] == ["dead_fraction", *rules], "it may be why"
+    for step in range(3, 9):
+        looked(one, step, 0.1 * CHANCE, **later, dead_fraction=np.ones(10))
+    assert one.verdict().labels == ("healthy",)
 
 
 def test_the_first_non_finite_value_stays_on_record() -> None:

@@ -18,6 +18,7 @@ from gradstab.measure.step_rules import Course, course_rules, error_of, step_rul
 from gradstab.measure.verdict import Finding, Verdict
 
 EARLY_STEPS = 25
+FIRST_STEP = "first"
 LOOKED_AT = {"train/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped"}
 
 
@@ -57,9 +58,7 @@ class Judge:
         self._log_norms: deque[float] = deque(maxlen=thresholds.jump_window + 1)
         self._first_error, self._recovering = 0.0, False
         self._seen = self._first = 0
-        self._rate = 0.0
-        self._best = math.inf
-        self._step = 0
+        self._rate, self._best, self._step = 0.0, math.inf, 0
         # For each rule: the step where it began to hold, at how many looks since, and what it last found.
         self._held: dict[str, tuple[int, int, int, Holding]] = {}
         self._broken: Finding | None = None
@@ -105,8 +104,8 @@ class Judge:
                 step_scale=self._theory.get("step_scale", 0.0),
                 batch_norm=self._batch_norm,
             )
-            holdings = profile_rules(profile, self._thresholds) + step_rules(profile, loss, self._thresholds)
-            self._keep(step, holdings, "profile")
+            self._keep(step, profile_rules(profile, self._thresholds), "profile")
+            self._keep(step, step_rules(profile, loss, self._thresholds), FIRST_STEP if profile.first else "step")
 
     @property
     def typical_norm(self) -> float | None:
@@ -118,9 +117,11 @@ class Judge:
         findings = [self._broken] if self._broken is not None else []
         level = self._level()
         learnt = level is not None and level <= self._thresholds.learnt
-        for first, last, times, holding in self._held.values():
-            if times >= holding.needs and not learnt:
-                findings.append(self._finding(holding, first, last, times))
+        held = {} if learnt else {rule: kept for rule, kept in self._held.items() if kept[2] >= kept[3].needs}
+        # How large the first step was may explain what is wrong now; where nothing is, it did no harm.
+        if self._seen > 1 and not findings and all(rule.startswith(FIRST_STEP) for rule in held):
+            held = {}
+        findings += [self._finding(holding, first, last, times) for first, last, times, holding in held.values()]
         findings.sort(key=lambda finding: KINDS.index(finding.kind))
         return Verdict(self._step, tuple(findings))
 
@@ -141,8 +142,7 @@ class Judge:
             # The loss before any update is judged by limits of its own.
             self._losses.clear()
         self._losses.append(loss)
-        if self._chance is None:
-            self._chance = loss
+        self._chance = loss if self._chance is None else self._chance
         level = self._level()
         if level is None:
             return

@@ -102,8 +102,8 @@ def _large_steps(profile: Profile, t: Thresholds) -> list[Holding]:
     if not value > t.scaled_step:
         return []
     text = (
-        f"a step changes a layer by {mean:.2g} of its size, {value:.3g} when weighed by depth^1.5 and momentum: more "
-        f"than a chain of {profile.hidden} layers stands without skip paths"
+        f"the first step changes a layer by {mean:.2g} of its size, {value:.3g} when weighed by depth^1.5 and by how "
+        f"steps grow: more than a chain of {profile.hidden} layers stands without skip paths"
     )
     return [Holding("not_learning", "large_steps", "update_ratio", value, t.scaled_step, "scaled_step", text)]
 
