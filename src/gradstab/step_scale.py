@@ -16,8 +16,8 @@ def step_scale(config: Config) -> float | None:
 
     In ReLU networks, the largest rate at which one step of gradient descent leaves the change of pre-activations
     bounded falls as L^(-3/2) (Jelassi et al. 2023, arXiv:2305.07810); that relative steps of other activations and
-    optimizers may be weighed alike is what ``docs/verdict.md`` measures. Growth is that of :func:`step_growth`. None for
-    networks whose skip paths or batch norm stand larger steps, and for LeNet-5.
+    optimizers may be weighed alike is what ``docs/verdict.md`` measures. Growth is that of :func:`step_growth`. None
+    for networks whose skip paths or batch norm stand larger steps, and for LeNet-5.
     """
     knobs: Mapping[str, Any] = config.model.knobs
     if config.model.name != "deep_mlp" or not knobs["depth"] or knobs["residual"] != "none" or knobs["norm"] == "batch":
