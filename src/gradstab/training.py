@@ -27,7 +27,11 @@ JUDGED_STEPS = 64
 
 
 def train_step(parts: Parts, step: int, inputs: Tensor, targets: Tensor, measure_all: bool) -> StepRecord:
-    """One step: forward, backward, measure, check, clip, update. Values stay on the device."""
+    """One step: forward, backward, measure, check, clip, update. Values stay on the device.
+
+    One that is skipped leaves no trace in the model, running averages included.
+    """
+    averages = [buffer.clone() for buffer in parts.model.buffers()] if parts.skip_non_finite else []
     parts.optimizer.zero_grad(set_to_none=True)
     watching = parts.probe.watching() if measure_all else contextlib.nullcontext(None)
     with watching as read:
@@ -47,6 +51,8 @@ def train_step(parts: Parts, step: int, inputs: Tensor, targets: Tensor, measure
             record.post_norms = parts.clip(grads, record.norms)
     if parts.check_every_step and not (record.updated and math.isfinite(loss.item())):
         record.updated = False
+        for buffer, earlier in zip(parts.model.buffers(), averages, strict=False):
+            buffer.copy_(earlier)
         return record
     before = parts.probe.weights() if measure_all else []
     parts.optimizer.step()

@@ -228,6 +228,20 @@ def test_skipping_non_finite_steps_counts_them_and_keeps_the_weights(train: Trai
     assert stuck["skipped_steps"] == 100
 
 
+def test_a_skipped_step_leaves_no_trace_in_running_averages(configure: Compose) -> None:
+    words = (*SMALL, "model.norm=batch", "device=cpu")
+    skipping, plain = (build(configure(*words, *more)) for more in (("on_divergence=skip",), ()))
+    for parts in (skipping, plain):
+        parts.model.train()
+        inputs, targets = parts.data.train.inputs[:32], parts.data.train.targets[:32]
+        assert training.train_step(parts, 0, inputs, targets, measure_all=False).updated
+        if parts is skipping:
+            assert not training.train_step(parts, 1, inputs * math.inf, targets, measure_all=True).updated
+        assert training.train_step(parts, 2, inputs, targets, measure_all=False).updated
+    both = zip(skipping.model.state_dict().items(), plain.model.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) and one.isfinite().all() for (_, one), other in both)
+
+
 def test_a_network_broken_by_its_last_update_has_diverged(train: Train) -> None:
     record = train(*SMALL, "optimizer.lr=1e30", "steps=1")
     assert (record["status"], record["steps"], record["test_accuracy"]) == ("diverged", 1, 0.0)
