@@ -17,6 +17,7 @@ from gradstab.events import Vector
 from gradstab.examination import correlations_of
 from gradstab.jacobians import Jacobians, jacobians
 from gradstab.losses import chance_loss
+from gradstab.measure.quantities import as_tensor
 from gradstab.training import Parts
 
 
@@ -85,11 +86,10 @@ def _first_step(config: Config, parts: Parts) -> Step:
         whole.backward()  # type: ignore[no-untyped-call]
         quantities = read()
     grads = parts.probe.gradients()
-    norms, _ = parts.probe.checked(grads, parts.probe.grad_norms(grads))
-    wide = norms.cpu().double()
+    norms = as_tensor(parts.probe.norms_of(grads))
     vectors = {"grad_norm": parts.probe.by_layer(norms).cpu().double().numpy()}
     vectors |= {name: values.cpu().double().numpy() for name, values in quantities.items()}
-    return Step(loss.item(), float(torch.linalg.vector_norm(wide)), vectors)
+    return Step(loss.item(), float(torch.linalg.vector_norm(norms.cpu().double())), vectors)
 
 
 def _update(parts: Parts, step: Step) -> Vector:
@@ -99,7 +99,7 @@ def _update(parts: Parts, step: Step) -> Vector:
     before = parts.probe.weights()
     if parts.clip is not None:
         grads = parts.probe.gradients()
-        parts.clip(grads, parts.probe.grad_norms(grads))
+        parts.clip(grads, as_tensor(parts.probe.norms_of(grads)))
     parts.optimizer.step()
     if parts.constraint is not None:
         parts.constraint()

@@ -13,6 +13,7 @@ from torch import Tensor
 from gradstab.errors import Interrupted
 from gradstab.evaluation import evaluate
 from gradstab.measure.diagnosis import Judge
+from gradstab.measure.quantities import as_tensor, finite
 from gradstab.measure.recorder import NonFinite, Recorder, StepRecord
 from gradstab.parts import Parts
 from gradstab.progress import Display, Outcome, Plan, Progress, Saver, SavesNothing, SeesNothing, Witness
@@ -44,11 +45,11 @@ def train_step(parts: Parts, step: int, inputs: Tensor, targets: Tensor, measure
     record = StepRecord(step, parts.optimizer.param_groups[0]["lr"], loss, penalty, quantities=quantities)
     if parts.measure_norms or parts.clip is not None:
         grads = parts.probe.gradients()
-        record.norms = parts.probe.grad_norms(grads)
+        record.norms = parts.probe.norms_of(grads)
         if parts.check_every_step:
-            record.norms, record.updated = parts.probe.checked(grads, record.norms)
+            record.updated = finite(record.norms)
         if parts.clip is not None:
-            record.post_norms = parts.clip(grads, record.norms)
+            record.post_norms = parts.clip(grads, as_tensor(record.norms))
     if parts.check_every_step and not (record.updated and math.isfinite(loss.item())):
         record.updated = False
         for buffer, earlier in zip(parts.model.buffers(), averages, strict=False):

@@ -22,6 +22,7 @@ from gradstab.data import batches
 from gradstab.errors import GradstabError
 from gradstab.events import read_records
 from gradstab.measure.diagnosis import judge_records
+from gradstab.measure.quantities import as_tensor
 from gradstab.measure.verdict import Verdict
 from gradstab.run_directory import read_run
 from gradstab.runner import run
@@ -89,7 +90,7 @@ def test_a_plain_loop_records_what_gradstab_train_records(
             monitor.step(loss)
             if parts.clip is not None:
                 grads = parts.probe.gradients()
-                parts.clip(grads, parts.probe.grad_norms(grads))
+                parts.clip(grads, as_tensor(parts.probe.norms_of(grads)))
             parts.optimizer.step()
     ours, theirs = read_records(tmp_path / "train"), read_records(tmp_path / "watch")
     assert set(theirs.vectors) == set(ours.vectors)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from gradstab.activations import derivative
 from gradstab.assembly import build
 from gradstab.measure.probe import effective_weight
+from gradstab.measure.quantities import as_tensor
 from gradstab.training import Parts, train_step
 from tests.conftest import Compose
 
@@ -96,9 +97,9 @@ def test_layer_grad_norms_equal_functional_gradients(
     record = train_step(parts, 0, inputs, targets, measure_all=False)
     assert record.norms is not None
     expected = [grads[names[id(layer.weight_parameters()[0])]].norm().item() for layer in parts.probe.layers]
-    assert parts.probe.by_layer(record.norms).tolist() == pytest.approx(expected, rel=1e-9)
+    assert parts.probe.by_layer(as_tensor(record.norms)).tolist() == pytest.approx(expected, rel=1e-9)
     whole = math.sqrt(sum(g.pow(2).sum().item() for g in grads.values()))
-    assert record.norms.norm().item() == pytest.approx(whole, rel=1e-9)
+    assert as_tensor(record.norms).norm().item() == pytest.approx(whole, rel=1e-9)
 
 
 def test_slopes_saturation_and_death(built: Callable[..., tuple[Parts, Tensor, Tensor]]) -> None:
@@ -163,7 +164,7 @@ def test_tiny_gradients_are_not_lost_to_float32_squares(configure: Compose) -> N
     assert isinstance(grad, Tensor)
     exact = grad.double().pow(2).sum().sqrt().item()
     assert 0 < exact < 1e-18
-    assert parts.probe.by_layer(record.norms)[0].item() == pytest.approx(exact, rel=1e-6)
+    assert parts.probe.by_layer(as_tensor(record.norms))[0].item() == pytest.approx(exact, rel=1e-6)
 
 
 def test_derivative_is_what_the_probe_uses_for_relu_at_zero() -> None:

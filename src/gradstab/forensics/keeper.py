@@ -114,7 +114,7 @@ class Keeper:
         device = self._parts.probe.parameters[0].device
         self._ring.clear()
         for step, lr, loss, *sides in state_dict["ring"]:
-            norms, post_norms = (None if side is None else side.to(device) for side in sides)
+            norms, post_norms = (side.to(device) if isinstance(side, Tensor) else side for side in sides)
             record = StepRecord(step, lr, loss.to(device), norms=norms, post_norms=post_norms)
             # Which samples it saw matters only to a step that may be made once more.
             self._ring.append(_Row(record, torch.empty(0, dtype=torch.int64, device=device)))
@@ -202,8 +202,8 @@ class Keeper:
         rows, probe = [row.record for row in self._ring][-LAST_STEPS - 1 :], self._parts.probe
         wide = torch.float32 if rows[0].loss.device.type == "mps" else torch.float64
         losses = torch.stack([row.loss for row in rows]).to(wide).unsqueeze(1)
-        pre = [as_tensor(row.norms).to(wide) for row in rows if row.norms is not None]
-        post = [as_tensor(row.post_norms).to(wide) for row in rows if row.post_norms is not None]
+        pre = [as_tensor(row.norms).to(losses) for row in rows if row.norms is not None]
+        post = [as_tensor(row.post_norms).to(losses) for row in rows if row.post_norms is not None]
         sides = [torch.stack(side) if len(side) == len(rows) else None for side in (pre, post)]
         columns = [losses, *(torch.linalg.vector_norm(side, dim=1, keepdim=True) for side in sides if side is not None)]
         if sides[0] is not None:

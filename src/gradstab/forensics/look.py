@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradstab.evaluation import EVALUATION_BATCH
 from gradstab.forensics.snapshot import Look, Origin
+from gradstab.measure.quantities import as_tensor
 from gradstab.parts import Parts, generator_states, set_generators
 
 
@@ -69,7 +70,7 @@ def look_at(parts: Parts, inputs: Tensor, targets: Tensor) -> tuple[Look, Origin
             if origin is None:
                 (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
                 grads = parts.probe.gradients()
-                norms, _ = parts.probe.checked(grads, parts.probe.grad_norms(grads))
+                norms = as_tensor(parts.probe.norms_of(grads))
                 wide = norms if norms.device.type == "mps" else norms.double()
                 grad_norm = parts.probe.by_layer(wide).tolist()
                 signal = _largest(seen.h[i].grad for i in range(len(parts.probe.layers)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -76,7 +75,7 @@ class GradientNorms(Generic[L]):
         half = self.parameters[0].dtype in (torch.bfloat16, torch.float16)
         # On a GPU the wider sum is free next to the memory traffic; on the CPU it would double the cost of a norm.
         self._dtype = torch.float64 if device.type == "cuda" else torch.float32 if half else None
-        self._may_widen = device.type == "cpu"
+        self._on_cpu = device.type == "cpu"
 
     @property
     def hidden(self) -> tuple[L, ...]:
@@ -87,20 +86,21 @@ class GradientNorms(Generic[L]):
         """The gradient of every parameter; zeros for one that the loss does not depend on."""
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
 
-    def grad_norms(self, grads: Sequence[Tensor]) -> Tensor:
-        """The norm of each parameter's gradient, [P]."""
-        return q.norms(grads, self._dtype)
+    def norms_of(self, grads: list[Tensor]) -> q.Norms:
+        """The norm of each of these gradients, dense and on one device: numbers on the CPU, elsewhere a tensor there.
 
-    def checked(self, grads: Sequence[Tensor], norms: Tensor) -> tuple[Tensor, bool]:
-        """``norms``, and whether all are finite; they cross to the host in one transfer.
-
-        Where float32 could not hold the squares of tiny or huge gradients, the norms are taken again in float64.
+        Where single precision could not hold the squares of tiny or huge ones, it is taken again in float64.
         """
-        values = norms.tolist()
-        if self._may_widen and norms.dtype == torch.float32 and not all(SMALLEST < value < LARGEST for value in values):
-            norms = q.norms(grads, torch.float64)
-            values = norms.tolist()
-        return norms, all(map(math.isfinite, values))
+        if not self._on_cpu:
+            return q.norms(grads, self._dtype).detach()
+        # It is quicker to read them one by one than to stack them.
+        values = [norm.item() for norm in torch._foreach_norm(grads, 2, dtype=self._dtype)]
+        # NaN compares as it likes here; a norm that is NaN stays NaN in float64.
+        if not (min(values) > SMALLEST and max(values) < LARGEST):
+            for i, value in enumerate(values):
+                if not SMALLEST < value < LARGEST:
+                    values[i] = torch.linalg.vector_norm(grads[i], dtype=torch.float64).item()
+        return values
 
     def by_layer(self, norms: Tensor) -> Tensor:
         """Norms per parameter [..., P] as norms per layer [..., L]."""

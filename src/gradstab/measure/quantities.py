@@ -31,6 +31,11 @@ def as_tensor(norms: Norms) -> Tensor:
     return norms if isinstance(norms, Tensor) else torch.tensor(norms, dtype=torch.float64)
 
 
+def finite(norms: Norms) -> bool:
+    """Whether all are finite; crosses to the host if they have not."""
+    return all(map(math.isfinite, norms if isinstance(norms, list) else norms.tolist()))
+
+
 def stacked(rows: Sequence[Norms], dtype: torch.dtype) -> Tensor:
     """Several steps' norms, [steps, P]."""
     numbers = [row for row in rows if isinstance(row, list)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradstab.errors import ConfigError
-from gradstab.measure.probe import LARGEST, SMALLEST, GradientNorms
+from gradstab.measure.probe import GradientNorms
 from gradstab.measure.quantities import Norms, as_tensor
 from gradstab.monitor.layers import WatchedLayer
 
@@ -72,22 +72,9 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         if positions is None and self._uniform:
             # Missing and sparse ones are exceptions: asking every gradient each time costs more than most norms.
             with contextlib.suppress(TypeError, RuntimeError):
-                return self._plain(grads)
+                return self.norms_of(grads)
         chosen = range(len(self.parameters)) if positions is None else positions
         return self._some(chosen, [grads[i] for i in chosen])
-
-    def _plain(self, grads: list[Tensor]) -> Norms:
-        """The norms of dense, real gradients that lie on one device."""
-        if not self._may_widen:
-            return self.grad_norms(grads).detach()
-        # On the CPU it is quicker to read them one by one than to stack them.
-        values = [norm.item() for norm in torch._foreach_norm(grads, 2, dtype=self._dtype)]
-        # NaN compares as it likes here; a norm that is NaN stays NaN in float64.
-        if not (min(values) > SMALLEST and max(values) < LARGEST):
-            for i, value in enumerate(values):
-                if not SMALLEST < value < LARGEST:
-                    values[i] = torch.linalg.vector_norm(grads[i], dtype=torch.float64).item()
-        return values
 
     @torch.no_grad()
     def _some(self, chosen: Sequence[int], grads: Sequence[Any]) -> Tensor:
@@ -97,7 +84,7 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         norms = torch.zeros(len(self.parameters), device=self.device, dtype=self._dtype or torch.float32)
         if not present:
             return norms
-        found = as_tensor(self._plain(present)) if plain else self._one_by_one(present)
+        found = as_tensor(self.norms_of(present)) if plain else self._one_by_one(present)
         norms = norms.to(torch.promote_types(norms.dtype, found.dtype))
         norms[[i for i, g in zip(chosen, grads, strict=True) if g is not None]] = found.to(norms.dtype)
         return norms
