@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstab.config import Config
+from gradstab.config.training_options import PROJECTING
 from gradstab.step_scale import step_scale
 from gradstab.theory import (
     NoTheory,
@@ -158,9 +159,11 @@ def theory_record(config: Config, inputs: Inputs, correlations: tuple[float, flo
     """The prediction as run.json holds it, or the reason why there is none; entries are for the hidden layers.
 
     ``signal_share``, of a deep_mlp with dropout, is what masks leave of the output's signal (1: all of it);
-    ``step_scale`` is that of :func:`step_scale`.
+    ``step_scale`` is that of :func:`step_scale`, and ``projected`` is there where a constraint makes the first step
+    another than the optimizer's.
     """
     known = {"signal_share": signal_share(config, inputs), "step_scale": step_scale(config)}
+    known["projected"] = True if config.constraint.name in PROJECTING else None
     shared = {name: value for name, value in known.items() if value is not None}
     try:
         prediction = expect(config, inputs, correlations)

@@ -91,13 +91,15 @@ def _candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: fl
             reason = "bounds every step, whatever the gradient (Pascanu et al. 2013)"
             yield _Candidate(("clip=norm", f"clip.max_norm={limit:.2g}"), reason, about_depth=False)
     rate = config.optimizer.knobs["lr"]
-    if too_large := [finding for finding in verdict.findings if finding.rule == "large_steps"]:
+    too_large = [finding for finding in verdict.findings if finding.rule == "large_steps"]
+    too_small = "tiny_updates" in rules or (rules == {"plateau"} and steady and verdict.findings[0].value < 1.05)
+    if too_large:
         # Half of what the rule lets pass.
         fitting = rate * too_large[0].threshold / too_large[0].value / 2
         yield _Candidate((f"optimizer.lr={fitting:.1g}",), "steps that a chain of this depth stands", about_depth=False)
-        yield _Candidate(("model.residual=scaled",), "skip paths, along which larger steps do no harm")
-    too_small = "tiny_updates" in rules or (rules == {"plateau"} and steady and verdict.findings[0].value < 1.05)
-    if too_small:
+        if "overshoot" not in rules:
+            yield _Candidate(("model.residual=scaled",), "skip paths, with which networks stand larger steps")
+    elif too_small:
         yield _Candidate((f"optimizer.lr={rate * 10:.3g}",), "larger steps", about_depth=False)
     elif updated and (
         kinds & {"exploding", "non_finite", "dead_units", "saturated"} or rules == {"plateau"} or "erratic" in rules

@@ -302,6 +302,7 @@ def test_a_signal_that_dropout_hides(
         (0.1, 316.0, ["large_steps"]),
         (5.0, None, []),
         (math.nan, 31.6, []),
+        (math.inf, 31.6, ["large_steps"]),
     ],
 )
 def test_steps_too_large_for_the_depth(ratio: float, scale: float | None, rules: list[str]) -> None:
@@ -320,6 +321,22 @@ def test_steps_too_large_for_the_depth(ratio: float, scale: float | None, rules:
     assert [finding.rule for finding in one.verdict().findings] == ["dead_fraction", *rules], "it may be why"
     for step in range(3, 9):
         looked(one, step, 0.1 * CHANCE, **later, dead_fraction=np.ones(10))
+    assert one.verdict().labels == ("healthy",)
+
+
+def test_weights_that_were_0_are_left_out_of_relative_steps() -> None:
+    for ratio, rules in ((0.01, []), (0.2, ["large_steps"])):
+        one = judge({"step_scale": 31.6})
+        vectors = {"update_ratio": np.full(11, ratio), "weight_norm": np.ones(11), "signal_grad_norm": profile(1.0)}
+        vectors["update_ratio"][3], vectors["weight_norm"][3] = math.inf, 0.0
+        looked(one, 0, CHANCE, **vectors)
+        assert [finding.rule for finding in one.verdict().findings] == rules
+
+
+def test_a_projection_is_no_step_of_the_optimizers() -> None:
+    one = judge({"step_scale": 31.6, "projected": True})
+    vectors = {"grad_norm": np.full(11, 2.0), "weight_norm": np.full(11, 2.0), "update_ratio": np.full(11, 9.0)}
+    looked(one, 0, CHANCE, signal_grad_norm=profile(1.0), **vectors)
     assert one.verdict().labels == ("healthy",)
 
 

@@ -105,6 +105,8 @@ def test_update_ratio() -> None:
     before, after = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])
     assert q.update_ratio(before, after).item() == pytest.approx(0.1)
     assert q.update_ratio(torch.zeros(2), torch.ones(2)).item() == math.inf
+    # Squares of such steps overflow in single precision.
+    assert q.update_ratio(torch.ones(2), torch.full((2,), 1e30)).item() == pytest.approx(1e30, rel=1e-6)
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.9, 1.0, 1.7])

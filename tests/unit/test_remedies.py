@@ -139,6 +139,9 @@ def test_steps_too_large_for_the_depth_call_for_smaller_ones_or_skip_paths(confi
     config = configure("model.depth=40", "act=relu", "init=kaiming_normal", "optimizer=momentum", "optimizer.lr=0.08")
     remedies = remedies_for(config, inputs, Verdict(0, (large,)))
     assert [remedy.overrides for remedy in remedies] == [("model.residual=scaled",), ("optimizer.lr=0.01",)]
+    # What the step left behind moves no more, which calls for no larger one.
+    tiny = Finding("not_learning", "tiny_updates", "", (), 10, 30, 2, 1e-9, 1e-4, "", "")
+    assert remedies_for(config, inputs, Verdict(30, (large, tiny))) == remedies
 
 
 def test_no_remedy_loses_the_signal_in_dropout_again(configure: Compose, inputs: Inputs) -> None:

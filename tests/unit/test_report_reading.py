@@ -233,6 +233,8 @@ def test_a_killed_run_gets_the_verdict_that_it_would_have_given_itself(
         {"thresholds": 3},
         {"theory": {"signal_share": "x", "depth_factor": 0.5}},
         {"theory": {"signal_share": None, "depth_factor": 0.5}},
+        {"theory": {"step_scale": None, "depth_factor": 0.5}},
+        {"theory": {"step_scale": "inf", "depth_factor": 0.5}},
         {"hidden_layers": 10**12},
         {"hidden_layers": "many"},
         {"depth_layers": ["nobody"]},

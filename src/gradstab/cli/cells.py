@@ -195,11 +195,12 @@ def swept(overrides: Iterable[Override]) -> list[Override]:
             continue
         try:
             count = count_of(override)
+        except ArithmeticError as error:
+            raise ConfigError(f"{override.input_line}: is no range of numbers; allowed: at least one value") from error
         except (ValueError, HydraException) as error:
             raise ConfigError(f"{override.input_line}: {error}; allowed: at least one value") from error
-        if not 0 < count <= MOST_CELLS:
-            many = f"more than {MOST_CELLS:,} values" if count else "no value"
-            raise ConfigError(f"{override.input_line}: stands for {many}; allowed: 1 to {MOST_CELLS:,}")
+        if not count:
+            raise ConfigError(f"{override.input_line}: stands for no value; allowed: at least one")
     return found
 
 

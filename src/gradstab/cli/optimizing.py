@@ -22,7 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from gradstab.cli.cells import CombinationError, as_typed, sweep_params, swept
+from gradstab.cli.cells import MOST_CELLS, CombinationError, as_typed, count_of, sweep_params, swept
 from gradstab.cli.output import complain
 from gradstab.config.compose import read_knobs
 from gradstab.config.fields import MAX_SEED, checked, choice, number
@@ -185,15 +185,16 @@ def _chosen(override: Override, trial: Any) -> str:
             return f"{key}={trial.suggest_int(key, low, high, log=log)}"
         # Six digits name a cell readably.
         return f"{key}={trial.suggest_float(key, float(low), float(high), log=log):.6g}"
+    if isinstance(value, RangeSweep) and not value.shuffle and isinstance(numbers := value.range(), range):
+        first, last = numbers[0], numbers[-1]
+        return f"{key}={trial.suggest_int(key, min(first, last), max(first, last), step=abs(numbers.step))}"
+    if count_of(override) > MOST_CELLS:
+        needed = f"at most {MOST_CELLS:,}, or an interval(low, high)"
+        raise ConfigError(f"{override.input_line}: stands for too many values to choose from; allowed: {needed}")
     words = list(override.sweep_string_iterator())
     if getattr(value, "shuffle", False):
         # A search has an order of its own, and the same choices have to be offered each time.
         words.sort()
-    if isinstance(value, RangeSweep) and not value.shuffle and all(word.lstrip("-").isdigit() for word in words):
-        first, last = int(words[0]), int(words[-1])
-        step = int(words[1]) - first if len(words) > 1 else 1
-        number_ = trial.suggest_int(key, min(first, last), max(first, last), step=abs(step))
-        return f"{key}={number_}"
     return f"{key}={trial.suggest_categorical(key, words)}"
 
 

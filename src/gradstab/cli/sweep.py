@@ -96,6 +96,8 @@ class Grid(Sweeper):
 
         words = [*(f"{key}={value}" for key, value in self._params.items()), *map(as_typed, arguments)]
         overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(words)
+        # The last word for a key counts.
+        overrides = list({override.get_key_element(): override for override in overrides}.values())
         values = {override.get_key_element(): override for override in swept(overrides)}
         self._launcher.searched = set(values)
         for override in overrides:
@@ -104,8 +106,10 @@ class Grid(Sweeper):
                     f"{override.input_line}: is endless; allowed: values with commas, choice(...), range(...), "
                     "glob(...), or a search: hydra/sweeper=optuna"
                 )
-        if (cells := math.prod(map(count_of, values.values()))) > MOST_CELLS:
-            raise ConfigError(f"{', '.join(values)}: make a sweep of {cells:,} cells; allowed: at most {MOST_CELLS:,}")
+        if math.prod(map(count_of, values.values())) > MOST_CELLS:
+            raise ConfigError(
+                f"{', '.join(values)}: more than {MOST_CELLS:,} cells; allowed: at most so many in a sweep"
+            )
         batches = BasicSweeper.split_arguments(overrides, self._batch)
         if len(batches) > 1:
             _session.expected = sum(map(len, batches))

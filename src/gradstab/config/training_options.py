@@ -79,6 +79,10 @@ plain(
 )
 
 
+# They move weights after a step to where they may be, which need not be where they started.
+PROJECTING = ("weight_clip", "max_norm")
+
+
 @option("constraint", "weight_clip")
 @dataclass(frozen=True)
 class WeightClip(Option):

@@ -56,8 +56,7 @@ class Judge:
         self._losses: deque[float] = deque(maxlen=thresholds.loss_window)
         self._early_norms: list[float] = []
         self._log_norms: deque[float] = deque(maxlen=thresholds.jump_window + 1)
-        self._first_error, self._recovering = 0.0, False
-        self._seen = self._first = 0
+        self._first_error, self._recovering, self._seen, self._first = 0.0, False, 0, 0
         self._rate, self._best, self._step = 0.0, math.inf, 0
         # For each rule: the step where it began to hold, at how many looks since, and what it last found.
         self._held: dict[str, tuple[int, int, int, Holding]] = {}
@@ -103,6 +102,7 @@ class Judge:
                 signal_share=self._theory.get("signal_share", 1.0),
                 step_scale=self._theory.get("step_scale", 0.0),
                 batch_norm=self._batch_norm,
+                projected=self._theory.get("projected", False),
             )
             self._keep(step, profile_rules(profile, self._thresholds), "profile")
             self._keep(step, step_rules(profile, loss, self._thresholds), FIRST_STEP if profile.first else "step")

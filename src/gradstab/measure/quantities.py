@@ -99,9 +99,8 @@ def dead_fraction(slope: Tensor) -> Tensor:
 
 def update_ratio(before: Tensor, after: Tensor) -> Tensor:
     """‖ΔW‖_F / ‖W‖_F of the step actually taken, W being the weights before it; 0-d, inf where W was 0."""
-    change: Tensor = torch.linalg.vector_norm(_wide(after) - _wide(before))
-    size: Tensor = torch.linalg.vector_norm(_wide(before))
-    return change / size
+    before, after = _wide(before).flatten(), _wide(after).flatten()
+    return safe_norm(after - before, 0) / safe_norm(before, 0)
 
 
 def correlation(h: Tensor) -> Tensor:

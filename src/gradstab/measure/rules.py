@@ -45,7 +45,8 @@ class Profile:
     ``rising`` with a learning rate that was lower before, ``recovering`` with an error that has fallen by itself,
     ``adaptive`` with steps that do not shrink as gradients do, ``signal_share`` what theory leaves of the signal under
     dropout at initialisation, 1 without, ``step_scale`` how it weighs relative steps (0 where it has no word on them),
-    and ``batch_norm`` whether it had to reckon with batch norm.
+    ``batch_norm`` whether it had to reckon with batch norm, and ``projected`` whether a constraint moves weights after
+    a step.
     """
 
     layers: Sequence[str]
@@ -60,6 +61,7 @@ class Profile:
     signal_share: float
     step_scale: float
     batch_norm: bool
+    projected: bool
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,11 @@ def step_rules(profile: Profile, loss: float | None, t: Thresholds) -> list[Hold
     """What the size of one measured step tells."""
     ratios = profile.vectors.get("update_ratio")
     # Most looks end here.
-    if ratios is None or not (profile.first or profile.stalled) or not np.isfinite(ratios).all():
+    if ratios is None or not (profile.first or profile.stalled):
         return []
-    return _overshoot(profile, loss, t) + _large_steps(profile, t) if profile.first else _tiny_updates(profile, t)
+    if not profile.first:
+        return _tiny_updates(profile, t)
+    return [] if profile.projected else _overshoot(profile, loss, t) + _large_steps(profile, t)
 
 
 def _forward_explosion(course: Course, t: Thresholds) -> list[Holding]:
@@ -89,7 +91,7 @@ def _overshoot(profile: Profile, loss: float | None, t: Thresholds) -> list[Hold
     # A plain step points along the gradient, so that norms multiply; how large it was, clipping included, is measured.
     with np.errstate(all="ignore"):
         value = float((gradients * weights * profile.vectors["update_ratio"]).sum()) / loss
-    if not t.overshoot < value < math.inf:
+    if not t.overshoot < value < math.inf or not np.isfinite(profile.vectors["update_ratio"]).all():
         return []
     text = f"by its own gradient the first step lowers the loss by {value:.3g} times its size: far beyond its reach"
     return [Holding("exploding", "overshoot", "update_ratio", value, t.overshoot, "overshoot", text)]
@@ -97,7 +99,13 @@ def _overshoot(profile: Profile, loss: float | None, t: Thresholds) -> list[Hold
 
 def _large_steps(profile: Profile, t: Thresholds) -> list[Holding]:
     """Each layer's change disturbs all those behind it: what a deep chain stands of it is little."""
-    mean = float(profile.vectors["update_ratio"][: profile.hidden].mean()) if profile.hidden else 0.0
+    ratios, weights = profile.vectors["update_ratio"][: profile.hidden], profile.vectors.get("weight_norm")
+    if weights is not None:
+        # Of weights that were 0, any step is inf times their size.
+        ratios = ratios[weights[: profile.hidden] > 0]
+    if not profile.step_scale or not len(ratios):
+        return []
+    mean = float(ratios.mean())
     value = mean * profile.step_scale
     if not value > t.scaled_step:
         return []
@@ -110,7 +118,7 @@ def _large_steps(profile: Profile, t: Thresholds) -> list[Holding]:
 
 def _tiny_updates(profile: Profile, t: Thresholds) -> list[Holding]:
     """No layer moves, and the loss shows it."""
-    if profile.rising:
+    if profile.rising or not np.isfinite(profile.vectors["update_ratio"]).all():
         return []
     value = float(profile.vectors["update_ratio"].max())
     if not value < t.update_ratio:

@@ -223,7 +223,7 @@ def _mended(run: Run, layers: Sequence[str]) -> dict[str, Any]:
 
     theory = run.record.get("theory")
     theory = dict(theory) if isinstance(theory, Mapping) else {}
-    for key in ("depth_factor", "signal_share"):
+    for key in ("depth_factor", "signal_share", "step_scale"):
         value = as_number(theory.pop(key, None))
         if value is not None:
             theory[key] = value
