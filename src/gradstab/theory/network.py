@@ -72,16 +72,9 @@ def predict(
             # Biases shift a whole batch, and so do not add to its variance.
             weights = [Variances(v.sigma_w2, 0.0) for v in known]
             argument = trajectory(weights, [unit.forward_variance] * depth, lengths * (1 - c0), blocks, scale)
-        return assemble(
-            known,
-            q,
-            unit.forward_slope(q),
-            unit.backward(argument),
-            blocks,
-            scale,
-            phi_variance=unit.phi_variance(q),
-            notes=tuple(_notes(norm, init, scale, float(argument.min()))),
-        )
+        notes = tuple(_notes(norm, init, scale, float(argument.min())))
+        slope, backward, variance = unit.forward_slope(q), unit.backward(argument), unit.phi_variance(q)
+        return assemble(known, q, slope, backward, blocks, scale, phi_variance=variance, notes=notes)
 
 
 def _branch_scale(residual: str, blocks: int) -> float:
