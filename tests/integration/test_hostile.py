@@ -561,7 +561,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_and_runs_nothing(
 def test_a_checkpoint_that_unfolds_to_more_memory_than_it_looks(tmp_path: Path) -> None:
     """A tensor of strides 0 is a few bytes for any size; storages are checked against the file."""
     path = tmp_path / "step_00000001.pt"
-    torch.save({"format": 1, "identity": identity({}), "x": torch.zeros(1).expand(10**12)}, path)
+    torch.save({"format": checkpoint.FORMAT, "identity": identity({}), "x": torch.zeros(1).expand(10**12)}, path)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
         state = checkpoint.read(path, identity({}))

@@ -268,7 +268,7 @@ def _damage(path: Path, how: str) -> None:
         case "another format":
             torch.save(torch.load(path, weights_only=True) | {"format": 99}, path)
         case "code":
-            torch.save({"format": 1, "run me": _Bomb()}, path)
+            torch.save({"format": checkpoint.FORMAT, "run me": _Bomb()}, path)
         case "a folder":
             path.unlink()
             path.mkdir()
