@@ -1,11 +1,11 @@
 """How often the verdict is right: random networks, the verdict at initialisation and after 20 steps, then the truth.
 
-    python scripts/verdict_accuracy.py --configs 300 --jobs 2
+    python scripts/verdict_accuracy.py --configs 300 --jobs 2 [--drawing flat]
 
 Each configuration is drawn at random (activation, init, gain, depth 2 to 100, width, norm, residual, dropout,
-optimizer, rate, clipping, loss, batch), trained on the digits for a fixed budget, and then counts as *failed* where it
-diverged or its test accuracy is below 0.5, and as *trained* from 0.8 on; what lies between is left out and counted. A
-verdict is right where it is healthy for the trained and anything else for the failed.
+optimizer, rate, clipping, loss, batch), in one of two ways, trained on the digits for a fixed budget, and then counts
+as *failed* where it diverged or its test accuracy is below 0.5, and as *trained* from 0.8 on; what lies between is left
+out and counted. A verdict is right where it is healthy for the trained and anything else for the failed.
 
 At initialisation, recall is taken over gradient failures alone: those where the network is to blame and not the
 optimizer. A failure is one where a network of two layers learns with the same activation, optimizer and rate, while
@@ -61,6 +61,15 @@ INITS = (
     *("default", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform", "lecun_normal"),
     *("orthogonal", "normal", "uniform", "variance", "variance", "lsuv"),
 )
+FLAT_RATES = {
+    **dict.fromkeys(("sgd", "momentum", "nesterov"), (1e-3, 1.0)),
+    **dict.fromkeys(("adam", "adamw", "rmsprop", "adagrad"), (1e-4, 3e-2)),
+    "muon": (1e-3, 1e-1),
+}
+FLAT_INITS = (
+    *("default", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform", "lecun_normal"),
+    *("orthogonal", "normal", "variance"),
+)
 DEFAULTS = {
     **{"schedule": "constant", "clip": "none", "constraint": "none", "penalty": "none", "loss": "cross_entropy"},
     **{"measure": "norms", "data": "digits", "model": "deep_mlp", "verdict": "default", "checkpoint": "default"},
@@ -104,25 +113,32 @@ def judged(result: dict[str, Any]) -> dict[str, list[str]]:
     return found
 
 
+def log_uniform(rng: random.Random, low: float, high: float) -> float:
+    """A number whose logarithm is drawn evenly."""
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def blank(steps: int) -> dict[str, Any]:
+    """Settings that every drawing starts from."""
+    groups = {group: {"name": name} for group, name in DEFAULTS.items()}
+    return groups | {"steps": steps, "device": "cpu", "quiet": True}
+
+
 def drawn(rng: random.Random, steps: int) -> dict[str, Any]:
-    """One random configuration, as nested settings."""
-
-    def log_uniform(low: float, high: float) -> float:
-        return math.exp(rng.uniform(math.log(low), math.log(high)))
-
-    settings: dict[str, Any] = {group: {"name": name} for group, name in DEFAULTS.items()}
+    """One random configuration, as nested settings: depth and rate even in their logarithms, odd cases included."""
+    settings = blank(steps)
     init: dict[str, Any] = {"name": rng.choice(INITS)}
     if rng.random() < 0.03:
         init["name"] = rng.choice(("zeros", "constant", "identity"))
     if init["name"] == "normal":
-        init["std"] = log_uniform(0.01, 0.3)
+        init["std"] = log_uniform(rng, 0.01, 0.3)
     if init["name"] == "uniform":
-        init["bound"] = log_uniform(0.02, 0.5)
+        init["bound"] = log_uniform(rng, 0.02, 0.5)
     if init["name"] == "variance":
-        init |= {"sigma_w2": log_uniform(0.3, 8), "sigma_b2": rng.choice((0.0, 0.0, 0.05, 0.5))}
+        init |= {"sigma_w2": log_uniform(rng, 0.3, 8), "sigma_b2": rng.choice((0.0, 0.0, 0.05, 0.5))}
     if init["name"] != "zeros" and rng.random() < 0.3:
-        init["gain"] = log_uniform(0.3, 3)
-    depth = round(log_uniform(2, 100))
+        init["gain"] = log_uniform(rng, 0.3, 3)
+    depth = round(log_uniform(rng, 2, 100))
     model = settings["model"]
     model |= {"depth": depth, "width": rng.choice((32, 64, 128, 256) if depth < 50 else (32, 64, 128))}
     model["norm"] = rng.choices(("none", "batch", "layer"), (0.7, 0.15, 0.15))[0]
@@ -135,18 +151,47 @@ def drawn(rng: random.Random, steps: int) -> dict[str, Any]:
     settings |= {
         "act": {"name": rng.choice(ACTIVATIONS)},
         "init": init,
-        "optimizer": {"name": name, "lr": log_uniform(*RATES[name])},
+        "optimizer": {"name": name, "lr": log_uniform(rng, *RATES[name])},
         "batch_size": rng.choice((32, 64, 128, 128, 128, 256)),
         "seed": rng.randrange(10**6),
-        "steps": steps,
-        "device": "cpu",
-        "quiet": True,
     }
     if rng.random() < 0.12:
         settings["clip"] = {"name": "norm", "max_norm": rng.choice((0.1, 1.0, 5.0))}
     if rng.random() < 0.08:
         settings["loss"] = {"name": "mse"}
     return settings
+
+
+def drawn_flat(rng: random.Random, steps: int) -> dict[str, Any]:
+    """One from other ranges: depth even from 2 to 100, so that most are deep, wider rates, every optimizer, any gain.
+
+    No rule or threshold of the verdict was chosen with any of these in sight.
+    """
+    settings = blank(steps)
+    init: dict[str, Any] = {"name": rng.choice(FLAT_INITS)}
+    if init["name"] == "normal":
+        init["std"] = rng.choice((0.01, 0.02, 0.05, 0.1, 0.5, 1.0))
+    if init["name"] == "variance":
+        init |= {"sigma_w2": rng.uniform(0.5, 4), "sigma_b2": rng.choice((0.0, 0.1))}
+    if rng.random() < 0.4:
+        init["gain"] = rng.uniform(0.3, 3)
+    model = settings["model"]
+    model |= {"depth": rng.randint(2, 100), "width": rng.choice((16, 32, 64, 100, 128))}
+    model["norm"] = rng.choice(("none", "none", "none", "batch", "layer"))
+    model["residual"] = rng.choice(("none", "none", "none", "none", "add", "scaled"))
+    if rng.random() < 0.25:
+        model["dropout"] = rng.uniform(0.05, 0.5)
+    name = rng.choice(tuple(FLAT_RATES))
+    return settings | {
+        "act": {"name": rng.choice(ACTIVATIONS)},
+        "init": init,
+        "optimizer": {"name": name, "lr": log_uniform(rng, *FLAT_RATES[name])},
+        "batch_size": rng.choice((32, 64, 128)),
+        "seed": rng.randrange(10**6),
+    }
+
+
+DRAWINGS = {"usual": drawn, "flat": drawn_flat}
 
 
 def shallow(settings: dict[str, Any]) -> dict[str, Any]:
@@ -250,11 +295,11 @@ def _said(
     return {"AutoTrainer": autotrainer(what), "SageMaker": sagemaker(what)}
 
 
-def examined(task: tuple[int, int, int]) -> dict[str, Any] | None:
+def examined(task: tuple[int, int, int, str]) -> dict[str, Any] | None:
     """One configuration from drawing to truth."""
-    index, seed, steps = task
+    index, seed, steps, drawing = task
     torch.set_num_threads(1)
-    settings = drawn(random.Random(f"{seed}/{index}"), steps)
+    settings = DRAWINGS[drawing](random.Random(f"{seed}/{index}"), steps)
     try:
         result = trained(settings)
         if result["accuracy"] < FAILED:
@@ -311,6 +356,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="leave out the configurations before this one")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drawing", choices=DRAWINGS, default="usual")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="a file of results, one a line, to be continued and reported on")
     parser.add_argument("--rejudge", action="store_true", help="take gradstab's verdicts anew from what was kept")
@@ -322,7 +368,11 @@ def main() -> None:
         else []
     )
     known = {result["index"] for result in done}
-    tasks = [(i, options.seed, options.steps) for i in range(options.first, options.configs) if i not in known]
+    tasks = [
+        (i, options.seed, options.steps, options.drawing)
+        for i in range(options.first, options.configs)
+        if i not in known
+    ]
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for result in pool.imap_unordered(examined, tasks):
             if result is not None:

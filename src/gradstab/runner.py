@@ -25,8 +25,8 @@ from gradstab.parts import Parts
 from gradstab.record import closing_record, opening_record, resumption
 from gradstab.session import Checkpoints, Session, obstacle
 
-# How schedulers tell a job that it runs again after it was preempted or its node failed.
-REQUEUED = {"SLURM_RESTART_COUNT": ("", "0"), "LSB_RESTART": ("", "N")}
+# How Slurm, LSF and Grid Engine tell a job that it runs again after it was preempted or its node failed.
+REQUEUED = {"SLURM_RESTART_COUNT": ("", "0"), "LSB_RESTART": ("", "N"), "RESTARTED": ("", "0")}
 NO_CHECKPOINT = "no checkpoint could be written ({})"
 
 

@@ -510,12 +510,24 @@ def test_a_run_without_checkpoints_starts_anew(
     assert (tmp_path / "parts" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "again"), [("SLURM_RESTART_COUNT", "0", "1"), ("LSB_RESTART", "N", "Y"), ("RESTARTED", "0", "1")]
+)
 def test_a_requeued_job_goes_on(
-    configure: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Stopped
+    configure: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped: Stopped,
+    name: str,
+    first: str,
+    again: str,
 ) -> None:
     config = configure(*TINY, "steps=12")
+    monkeypatch.setenv(name, first)
     stopped(5, lambda: run(config, tmp_path / "run"), signal.SIGTERM)
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(ConfigError, match="--resume"):
+        run(config, tmp_path / "run")
+    monkeypatch.setenv(name, again)
     assert [entry["step"] for entry in run(config, tmp_path / "run")["resumed"]] == [6]
 
 
