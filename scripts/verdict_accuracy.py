@@ -64,7 +64,6 @@ INITS = (
 FLAT_RATES = {
     **dict.fromkeys(("sgd", "momentum", "nesterov"), (1e-3, 1.0)),
     **dict.fromkeys(("adam", "adamw", "rmsprop", "adagrad"), (1e-4, 3e-2)),
-    "muon": (1e-3, 1e-1),
 }
 FLAT_INITS = (
     *("default", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform", "lecun_normal"),
@@ -163,7 +162,7 @@ def drawn(rng: random.Random, steps: int) -> dict[str, Any]:
 
 
 def drawn_flat(rng: random.Random, steps: int) -> dict[str, Any]:
-    """One from other ranges: depth even from 2 to 100, so that most are deep, wider rates, every optimizer, any gain.
+    """One from other ranges: depth even from 2 to 100, so that most are deep, wider rates, more optimizers, any gain.
 
     No rule or threshold of the verdict was chosen with any of these in sight.
     """

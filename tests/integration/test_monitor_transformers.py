@@ -173,3 +173,38 @@ def test_arguments_that_the_trainer_gives_are_refused() -> None:
         GradstabCallback("run", scaler=None)
     with pytest.raises(ConfigError, match="evry: is no argument of GradstabCallback; allowed: every, include"):
         GradstabCallback("run", evry=3)
+
+
+class Backwards(torch.nn.Module):
+    """Defines its last layer first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.body = torch.nn.Linear(16, 2), torch.nn.Linear(8, 16)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.head(torch.relu(self.body(x)))
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_the_first_steps_norms_are_those_of_the_layers_they_stand_beside(tmp_path: Path) -> None:
+    model, callback = Backwards(), GradstabCallback(tmp_path / "run")
+    own: dict[str, list[float]] = {}
+    for name, layer in (("head", model.head), ("body", model.body)):
+        layer.weight.register_post_accumulate_grad_hook(
+            lambda p, name=name: own.setdefault(name, []).append(p.grad.norm().item())
+        )
+    g = torch.Generator().manual_seed(0)
+    rows = [{"x": torch.randn(8, generator=g), "labels": torch.tensor(i % 2)} for i in range(24)]
+    settings = {
+        **{"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "max_grad_norm": 0.1},
+        **{"per_device_train_batch_size": 8, "num_train_epochs": 1},
+    }
+    arguments = TrainingArguments(str(tmp_path / "hf"), **settings)
+    Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+    records = read_records(tmp_path / "run")
+    assert records.layers == ["00_body", "01_head"]
+    expected = np.array([own["body"], own["head"]]).T
+    assert records.vectors["grad_norm"].values == pytest.approx(expected, rel=1e-5)
+    assert records.scalars["global_grad_norm/post_clip"].values.tolist() == pytest.approx([0.1] * 3, rel=1e-3)

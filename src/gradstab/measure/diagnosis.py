@@ -44,15 +44,12 @@ class Judge:
         depth_layers: Sequence[str] | None = None,
     ) -> None:
         self._layers = list(layers)
-        self._hidden = hidden
         self._thresholds = thresholds
         self._theory = theory or {}
         self._batch_norm = any(str(note).startswith("norm=batch") for note in self._theory.get("notes") or ())
         self._chance = chance_loss
         self._adaptive = adaptive
-        places = {tag: index for index, tag in enumerate(self._layers)}
-        inner = self._layers[:hidden] if depth_layers is None else depth_layers
-        self._depth = np.array([places[tag] for tag in inner], np.int64)
+        self.arrange(hidden, self._layers[:hidden] if depth_layers is None else depth_layers)
         self._losses: deque[float] = deque(maxlen=thresholds.loss_window)
         self._early_norms: list[float] = []
         self._log_norms: deque[float] = deque(maxlen=thresholds.jump_window + 1)
@@ -61,6 +58,11 @@ class Judge:
         # For each rule: the step where it began to hold, at how many looks since, and what it last found.
         self._held: dict[str, tuple[int, int, int, Holding]] = {}
         self._broken: Finding | None = None
+
+    def arrange(self, hidden: int, depth_layers: Sequence[str]) -> None:
+        """From now on so many layers come first that are alike, and a line over depth is taken along these."""
+        places = {tag: index for index, tag in enumerate(self._layers)}
+        self._hidden, self._depth = hidden, np.array([places[tag] for tag in depth_layers], np.int64)
 
     def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
         """Take one step's values, as the event file gets them; steps come in order.
@@ -221,10 +223,7 @@ class Judge:
 
 
 def judge_records(records: Records, run: Mapping[str, Any], thresholds: Thresholds | None = None) -> Verdict:
-    """The verdict on a recorded run: its event file's records and its run.json, as far as they got.
-
-    Thresholds are the run's own unless given.
-    """
+    """The verdict on a recorded run, as far as its event file and run.json got; by its own thresholds unless given."""
     layers = records.layers or list(run.get("layers", ()))
     hidden = run.get("hidden_layers", len(layers) - 1)
     judge = Judge(

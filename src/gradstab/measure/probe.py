@@ -179,12 +179,14 @@ def parametrized_tensor(module: nn.Module, name: str) -> Tensor:
     """The tensor ``name`` that a parametrization of ``module`` computes.
 
     Reading a spectrally normalised weight in training mode runs a power iteration, which would change the run;
-    the parametrization is asked as if in evaluation.
+    the parametrization is asked as if in evaluation, and random numbers that it draws all the same are drawn again.
     """
     parametrization = module.get_submodule(f"parametrizations.{name}")
     modes = [(part, part.training) for part in parametrization.modules()]
     parametrization.eval()
-    tensor: Tensor = parametrization()
+    on_gpu = {p.device for p in parametrization.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(on_gpu):
+        tensor: Tensor = parametrization()
     for part, training in modes:
         part.training = training
     return tensor

@@ -26,6 +26,7 @@ from gradstab.measure.verdict import Verdict
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.ledger import Ledger
 from gradstab.monitor.rows import Row
+from gradstab.monitor.settings import NOT_IN_SERIES
 
 
 class Book:
@@ -42,7 +43,7 @@ class Book:
         self.closed = False
         self._thresholds = thresholds
         self._scaled = scaled
-        self.lacks_gradients = False
+        self._said: set[str] = set()
         self._clips = False
         self._evaluations: list[tuple[int, float, float | None]] = []
         self._started = time.perf_counter()
@@ -55,10 +56,12 @@ class Book:
         if self.closed:
             raise GradstabError(f"{self.directory}: this monitor is closed; watch again to record another run")
 
-    def complain(self, note: str, *, stacklevel: int) -> None:
-        """Note what could not be measured, and warn of it."""
-        self.notes.append(note)
-        warnings.warn(f"watch: {note}", stacklevel=stacklevel)
+    def complain(self, note: str, *, stacklevel: int, **values: object) -> None:
+        """Note what could not be measured, with these values filled in, and warn of it; once of each kind."""
+        if note not in self._said:
+            self._said.add(note)
+            self.notes.append(note.format(**values))
+            warnings.warn(f"watch: {self.notes[-1]}", stacklevel=stacklevel)
 
     def uses(self, optimizer: Optimizer) -> None:
         """Note that this optimizer moves the network: steps of some keep their size however small gradients are."""
@@ -69,6 +72,22 @@ class Book:
         self._record |= {"layers": norms.tags, "hidden_layers": len(norms.hidden)}
         self._record["depth_layers"] = [norms.tags[i] for i in norms.depth]
         run_directory.write_run(self.directory, self._record | {"notes": self.notes})
+
+    def note_series(self, norms: WatchedNorms) -> None:
+        """Note where a line over depth is not taken along all the layers that gradients reach."""
+        count, whole = len(norms.depth), sum(id(norms.layers[i]) in norms.reached for i in norms.alike)
+        self.notes[:] = [note for note in self.notes if not note.startswith(NOT_IN_SERIES.partition("{")[0])]
+        if count < whole:
+            self.notes.append(NOT_IN_SERIES.format(count=count, whole=whole))
+
+    def rearrange(self, norms: WatchedNorms) -> None:
+        """More layers stand in series than were known so far."""
+        self.note_series(norms)
+        self.write_opening(norms)
+        if self._opened is not None:
+            _, ledger, judge = self._opened
+            ledger.depth = norms.depth
+            judge.arrange(len(norms.hidden), self._record["depth_layers"])
 
     def add(self, record: StepRecord, post: Norms | None, unknown: Sequence[str], norms: WatchedNorms) -> None:
         """Record one step. ``post`` are the norms after clipping where it was seen, ``unknown`` tags to leave out."""
@@ -150,11 +169,15 @@ def make_directory(directory: str | Path | None) -> Path:
     if directory is not None and not isinstance(directory, str | os.PathLike):
         raise ConfigError(f"directory={directory!r}: has to be a path, or None for a new one under outputs/watch")
     try:
-        path = run_directory.create(Path(directory or f"outputs/watch/{run_directory.new_name()}").expanduser())
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"directory={str(directory)!r}: cannot be a path ({error})") from error
+        path = Path(directory or f"outputs/watch/{run_directory.new_name()}").expanduser()
+        if run_directory.holds_run(path):
+            status = run_directory.status_of(path)
+            raise ConfigError(f"directory={path}: holds a run already ({status}); choose another, or remove it")
+        run_directory.create(path)
     except ConfigError as error:
         raise ConfigError(*(problem.replace("out_dir=", "directory=") for problem in error.problems)) from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"directory={str(directory)!r}: cannot be a path ({error})") from error
     if any(path.glob("events.out.tfevents.*")):
         raise ConfigError(f"directory={path}: holds an event file already; choose another, or remove it")
     return path

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
 from gradstab.measure.probe import GradientNorms
 from gradstab.measure.quantities import Norms, as_tensor
 from gradstab.monitor.layers import WatchedLayer
+from gradstab.monitor.series import in_series
 
 _GRAD = operator.attrgetter("grad")
 
@@ -23,13 +25,15 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
 
     ``depth`` are the positions of the layers that a depth factor is taken over, because they are alike: those that are
     known to feed an activation; with fewer than two known, all but embeddings and the last, which is taken for the
-    output. Where ``series`` is known, positions, those outside it are left out. ``width`` is the length of vectors over
+    output. Where ``series`` is known, positions, those outside it are left out; ``reached`` are the ids of the layers
+    that a gradient was seen to reach. ``width`` is the length of vectors over
     activations: without the last layer, if that feeds none.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], layers: Sequence[WatchedLayer]) -> None:
         super().__init__((p for p in parameters if p.is_floating_point() or p.is_complex()), layers)
         self.series: Collection[int] | None = None
+        self.reached: set[int] = set()
         self.device = self.parameters[0].device
         self._index = {id(parameter): i for i, parameter in enumerate(self.parameters)}
         first = self.parameters[0]
@@ -59,9 +63,28 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         kinds = (nn.Embedding, nn.EmbeddingBag)
         return [i for i in range(self.width) if not isinstance(self.layers[i].module, kinds)]
 
+    def take_roots(self, roots: Mapping[int, Any], optimizers: Sequence[Optimizer]) -> bool:
+        """See which layers stand in series where gradients reach some for the first time; whether more do than before.
+
+        ``roots`` are the autograd nodes of the layers' outputs, by the layers' ids.
+        """
+        if roots.keys() <= self.reached:
+            return False  # None is known of yet, or none that was not.
+        self.reached |= roots.keys()
+        series = in_series(self.layers, self.alike, roots, optimizers)
+        if self.series is not None and len(series) <= len(self.series):
+            return False
+        self.series = series
+        return True
+
     def positions(self, parameters: Iterable[nn.Parameter]) -> list[int]:
         """Where these parameters stand in ``parameters``; those of other networks are left out."""
         return [self._index[id(p)] for p in parameters if id(p) in self._index]
+
+    def exchanged(self, parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
+        """How many of the network's present parameters are new, and how many of those watched are gone."""
+        present = {id(p) for p in parameters if p.is_floating_point() or p.is_complex()}
+        return len(present - self._index.keys()), len(self._index.keys() - present)
 
     def take(self, positions: Sequence[int] | None = None, grads: list[Any] | None = None) -> Norms:
         """The norm of each gradient as it is, [P]; 0 where there is none, or where ``positions`` leave it out.

@@ -33,7 +33,7 @@ class Ledger(EventWriter):
         self.skipped_steps = 0
         self.latest_depth: DepthFactor | None = None
         self.judge = judge
-        self._depth = list(depth)
+        self.depth = list(depth)
         self._scaled = scaled
         self._unknown: dict[int, set[str]] = {}
         self._rehearses = False
@@ -56,7 +56,7 @@ class Ledger(EventWriter):
         whole = known.get("global_grad_norm/pre_clip", 0.0)
         skipped = self._scaled and not math.isfinite(whole)
         if "signal_grad_norm" in vectors:
-            line = depth_factor(vectors["signal_grad_norm"][self._depth].tolist())
+            line = depth_factor(vectors["signal_grad_norm"][self.depth].tolist())
             if line is not None:
                 self.latest_depth = line
                 known["depth_factor"], known["depth_factor_r2"] = line.factor, line.r2

@@ -28,6 +28,13 @@ class Look:
     grads: list[Tensor | None]
     versions: list[int]
 
+    def reordered(self, places: Sequence[int]) -> Look:
+        """The same look with the parameters in another order: for each, where it stands here."""
+        norms = self.norms[list(places)] if isinstance(self.norms, Tensor) else [self.norms[i] for i in places]
+        if not self.grads:
+            return Look(norms, [], [])
+        return Look(norms, [self.grads[i] for i in places], [self.versions[i] for i in places])
+
     def release(self) -> None:
         """Let go of the gradients."""
         self.grads, self.versions = [], []
@@ -41,6 +48,7 @@ class Looker:
         self._scaler = scaler
         self._optimizers = optimizers
         self._positions: dict[int, tuple[int, list[int]]] = {}
+        self._traceless = False
 
     def positions(self, optimizer: Optimizer) -> list[int]:
         """Where an optimizer's parameters stand among the watched network's."""
@@ -50,6 +58,10 @@ class Looker:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             known = self._positions[id(optimizer)] = (count, self.norms.positions(parameters))
         return known[1]
+
+    def forget(self, optimizer: Optimizer) -> None:
+        """Another optimizer may come to have this one's identity."""
+        self._positions.pop(id(optimizer), None)
 
     def look(self, optimizer: Optimizer | None = None) -> Look:
         """Look at the gradients of one optimizer's parameters, or of all; norms of all others are 0."""
@@ -65,7 +77,23 @@ class Looker:
             return Look(norms, [], [])
         return Look(norms, grads, _versions(grads))
 
-    def changed(self, look: Look, optimizer: Optimizer) -> bool:
+    def look_again(self, look: Look, optimizer: Optimizer, *, closely: bool) -> Norms | None:
+        """The norms of an optimizer's gradients by now, [P]; None where they are as they were at that look.
+
+        Through ``.data`` a gradient is changed without a trace. ``closely`` asks the norms themselves, and once they
+        have told of such a change they are always asked.
+        """
+        changed = self._changed(look, optimizer)
+        if not (changed or closely or self._traceless):
+            return None
+        norms, places = self.look(optimizer).norms, self.positions(optimizer)
+        before, now = as_tensor(look.norms)[places], as_tensor(norms)[places]
+        if not changed and torch.allclose(before, now, rtol=1e-5, atol=0.0, equal_nan=True):
+            return None
+        self._traceless |= not changed
+        return norms
+
+    def _changed(self, look: Look, optimizer: Optimizer) -> bool:
         """Whether the gradients of an optimizer were changed in place, or replaced, since that look."""
         grads = list(map(_GRAD, self.norms.parameters))
         now = _versions(grads)

@@ -11,23 +11,22 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradstab.errors import ConfigError
 from gradstab.measure.quantities import as_tensor
 from gradstab.measure.recorder import StepRecord
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor import gradients, looking
 from gradstab.monitor.book import Book
+from gradstab.monitor.following import Followed, checked
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import WatchedLayer
 from gradstab.monitor.looking import Look, Looker
 from gradstab.monitor.rows import Row, as_number, as_scalar, ending, holds, learning_rate
-from gradstab.monitor.series import in_order, in_series
-from gradstab.monitor.settings import COMPILED, NO_GRADIENT, NOT_IN_SERIES, UNSEEN, Settings
+from gradstab.monitor.series import in_order
+from gradstab.monitor.settings import COMPILED, EXCHANGED, IDLE, NO_GRADIENT, UNSEEN, Settings
 from gradstab.monitor.signals import Signals
 
 
@@ -44,14 +43,13 @@ class Monitor:
         self._model = model
         self._settings = settings
         self._compiled = compiled
-        self._optimizers: list[Optimizer] = []
-        self._hooks: list[Any] = []
+        self._followed = Followed(self._at_update)
+        self._optimizers = self._followed.optimizers
         self._norms = WatchedNorms(model.parameters(), self._layers)
         self._looker = Looker(self._norms, settings.scaler, self._optimizers)
         self._looked: Look | None = None
         self._row: Row | None = None
         self._step = 0
-        self._backwards = 0
         self._process = os.getpid()
         self.signals = Signals(model, self._layers, settings.conventions)
         scaled = settings.scaler is not None
@@ -78,24 +76,12 @@ class Monitor:
         return list(self._book.notes)
 
     def follow(self, *optimizers: Optimizer) -> None:
-        """Take these optimizers' learning rates, and look at gradients again as they step: what did clipping do?"""
-        for optimizer in optimizers:
-            if holds(self._optimizers, optimizer):
-                continue
-            if not isinstance(optimizer, Optimizer):
-                raise ConfigError(f"optimizer={type(optimizer).__name__}: has to be a torch.optim.Optimizer")
-            places = self._looker.positions(optimizer)
-            if not places:
-                raise ConfigError(f"optimizer={type(optimizer).__name__}: updates no parameter of the watched network")
-            self._optimizers.append(optimizer)
+        """Take these optimizers' learning rates, and look at gradients again as they step: what did clipping do?
+
+        An optimizer takes the place of those followed before that update the same parameters.
+        """
+        for optimizer in self._followed.follow(optimizers, self._looker):
             self._book.uses(optimizer)
-            self._hooks.append(optimizer.register_step_pre_hook(self._at_update))
-            # A closure that runs forward and backward runs inside the step: what it left is seen afterwards.
-            self._hooks.append(optimizer.register_step_post_hook(self._at_update))
-            trainable = [p for p in map(self._norms.parameters.__getitem__, places) if p.requires_grad]
-            for parameter in {id(p): p for p in (*trainable[:1], *trainable[-1:])}.values():
-                hook = parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
-                self._hooks.append(hook)
 
     def step(
         self, loss: Tensor | float | None = None, *, optimizer: Optimizer | None = None, lr: float | None = None
@@ -110,15 +96,16 @@ class Monitor:
         value = as_scalar(loss, self._norms.device)
         lr = None if lr is None else as_number("lr", lr)
         if optimizer is not None:
+            optimizer = checked(optimizer)
             self.follow(optimizer)
         row = self._row
-        if row is not None and optimizer is not None and row.parts and not holds(row.parts, optimizer):
+        if row is not None and optimizer is not None and row.takes(optimizer, self._looker.positions):
             self._extend(row, optimizer)
         else:
             self._settle()
+            self.signals.drop_earlier()
             row = self._row = self._begin(value, loss is not None, optimizer, lr)
-        if optimizer is None or len(row.parts) >= len(self._optimizers):
-            self._prepare()
+        self._prepare(whole=optimizer is None or len(row.parts) >= len(self._optimizers))
 
     def look(self) -> None:
         """Look at the gradients now, for the next :meth:`step` to record as those before clipping."""
@@ -148,8 +135,7 @@ class Monitor:
             return
         atexit.unregister(self._at_exit)
         self.signals.stop()
-        for hook in self._hooks:
-            hook.remove()
+        self._followed.close()
         if self._row is not None and not looking.moved(self._layers, self._row.before):
             # The loop ended before the update: none is not an update of 0.
             self._row.before = None
@@ -167,18 +153,17 @@ class Monitor:
 
     def _begin(self, loss: Tensor, known: bool, optimizer: Optimizer | None, lr: float | None) -> Row:
         measured = self._settings.measures(self._step)
-        if self._step == 0:
-            self._arrange()
+        if self._step == 0 or measured:
+            (self._rearrange if self._step else self._arrange)()
         look, self._looked = self._looked or self._looker.look(optimizer), None
         rate = lr if lr is not None else learning_rate(self._optimizers if optimizer is None else [optimizer])
         unknown = ["train/loss"] * (not known) + ["train/learning_rate"] * (rate is None)
         record = StepRecord(self._step, math.nan if rate is None else rate, loss, norms=look.norms)
-        if (measured or self._step == 0) and not self._book.lacks_gradients and not as_tensor(look.norms).any():
-            self._book.lacks_gradients = True
-            self._book.complain(NO_GRADIENT.format(step=self._step), stacklevel=4)
+        if (measured or self._step == 0) and not as_tensor(look.norms).any():
+            self._book.complain(NO_GRADIENT, stacklevel=4, step=self._step)
         awaiting = self._optimizers if optimizer is None else [optimizer]
         parts = [] if optimizer is None else [optimizer]
-        row = Row(record, look, list(awaiting), parts, unknown, self._backwards)
+        row = Row(record, look, list(awaiting), parts, unknown, self._followed.backwards)
         if measured:
             record.quantities = self._read()
             row.before = looking.copied_weights(self._layers)
@@ -187,19 +172,21 @@ class Monitor:
 
     def _extend(self, row: Row, optimizer: Optimizer) -> None:
         """Add what another optimizer is about to update to a step that has begun."""
-        row.extend(self._looker.look(optimizer), optimizer, self._looker.positions(optimizer), self._backwards)
+        row.extend(self._looker.look(optimizer), optimizer, self._looker.positions(optimizer), self._followed.backwards)
         if row.before is not None and self.signals.active:
             row.record.quantities = self._read()
 
-    def _at_update(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+    def _at_update(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step, or has stepped: see what has become of the gradients since the look."""
         row = self._row
         if row is None or not row.awaiting or not holds(row.awaiting, optimizer):
             return
         row.awaiting = [other for other in row.awaiting if other is not optimizer]
         # After another backward pass gradients are the next batch's: step() came after the update.
-        if row.backwards == self._backwards and self._looker.changed(row.look, optimizer):
-            row.clipped(self._looker.look(optimizer).norms, self._looker.positions(optimizer))
+        if row.backwards == self._followed.backwards:
+            norms = self._looker.look_again(row.look, optimizer, closely=row.before is not None or row.record.step == 0)
+            if norms is not None:
+                row.clipped(norms, self._looker.positions(optimizer))
         if not row.awaiting:
             # Nobody asks again what they were, and held on to they would take memory beside the next ones.
             row.look.release()
@@ -209,38 +196,52 @@ class Monitor:
         row, self._row = self._row, None
         if row is None:
             return
+        if self._followed.count_step() and self._settings.scaler is None:
+            self._book.complain(IDLE, stacklevel=4)
         if row.before is not None:
             row.record.quantities["update_ratio"] = looking.update_ratios(self._layers, row.before)
         self._book.add(row.record, row.post, row.unknown, self._norms)
 
-    def _prepare(self) -> None:
-        """Put hooks in place for the next step where it is to be measured, and take away those of the last."""
+    def _prepare(self, *, whole: bool = True) -> None:
+        """Put hooks in place for the next step where it is to be measured, and take away those of the last.
+
+        As long as a step may not be ``whole``, what follows belongs to it, or to the next one.
+        """
+        wanted = self._settings.measures(self._step) and not self._compiled
+        if not whole and self.signals.active and (wanted or (self._row is not None and self._row.before is not None)):
+            self.signals.divide()
+            return
         self.signals.stop()
-        if self._settings.measures(self._step) and not self._compiled:
-            self.signals.start(roots=self._step == 0)
+        if wanted:
+            self.signals.start()
 
     def _arrange(self) -> None:
         """Put the layers into the order in which the first forward pass met them."""
         if self.signals.seen:
+            earlier = self._norms
             self._layers[:] = in_order(self._layers, self.signals.order)
             self._norms = norms = WatchedNorms(self._model.parameters(), self._layers)
-            if self.signals.roots:
-                norms.series = in_series(self._layers, norms.alike, self.signals.roots, self._optimizers)
-                whole = sum(id(self._layers[i]) in self.signals.roots for i in norms.alike)
-                if len(norms.depth) < whole:
-                    self._book.notes.append(NOT_IN_SERIES.format(count=len(norms.depth), whole=whole))
-            self._looker = Looker(self._norms, self._settings.scaler, self._optimizers)
+            self._looker = Looker(norms, self._settings.scaler, self._optimizers)
+            if self._looked is not None:
+                self._looked = self._looked.reordered(earlier.positions(norms.parameters))
+            norms.take_roots(self.signals.roots, self._optimizers)
+            self._book.note_series(norms)
         elif self._settings.every is not None and not self._compiled:
             self._book.complain(UNSEEN, stacklevel=5)
         self._book.write_opening(self._norms)
+
+    def _rearrange(self) -> None:
+        """Take in what has changed about the network: layers unfrozen, parameters exchanged."""
+        if self._norms.take_roots(self.signals.roots, self._optimizers):
+            self._book.rearrange(self._norms)
+        new, gone = self._norms.exchanged(self._model.parameters())
+        if new + gone:
+            self._book.complain(EXCHANGED, stacklevel=5, new=new, gone=gone)
 
     def _read(self) -> dict[str, Tensor]:
         scale = gradients.scale_of(self._settings.scaler)
         found = self.signals.read(self._layers, self._norms.width, scale)
         return found | {"weight_norm": looking.weight_norms(self._layers)}
-
-    def _on_gradient(self, _parameter: Tensor) -> None:
-        self._backwards += 1
 
     def _at_exit(self) -> None:
         """The interpreter ends, and nobody has closed this; a forked child has nothing to close."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,23 +33,23 @@ class Statistics:
 
 @dataclass(eq=False)
 class Call:
-    """One call of a layer: the samples in its batch, and ∂L/∂h once a backward pass has brought it."""
+    """One call of a layer: the samples in its batch, and ∂L/∂h of its outputs once a backward pass has brought it."""
 
     samples: int
-    grad: Tensor | None = None
+    grads: dict[int, Tensor] = field(default_factory=dict)
     norms: list[Tensor] = field(default_factory=list)
     correlation: Tensor | None = None
     statistics: Statistics | None = None
 
     def compact(self) -> None:
-        """Keep the gradient's norm in its stead."""
-        if self.grad is not None:
-            grad = torch.view_as_real(self.grad) if self.grad.is_complex() else self.grad
-            wide = grad.float() if grad.dtype in (torch.bfloat16, torch.float16) else grad
+        """Keep the gradients' norms in their stead."""
+        for grad in self.grads.values():
+            real = torch.view_as_real(grad) if grad.is_complex() else grad
+            wide = real.float() if real.dtype in (torch.bfloat16, torch.float16) else real
             # In two stages: float32 loses digits over long sums.
             rows = wide.reshape(len(wide), -1) if wide.ndim > 1 else wide.reshape(1, -1)
             self.norms.append(q.safe_norm(q.safe_norm(rows, 1), 0))
-            self.grad = None
+        self.grads = {}
 
 
 @dataclass(eq=False)
@@ -71,7 +72,7 @@ class Pass:
     @property
     def has_gradients(self) -> bool:
         """Whether a backward pass has come through already."""
-        return any(call.grad is not None or call.norms for calls in self.calls.values() for call in calls)
+        return any(call.grads or call.norms for calls in self.calls.values() for call in calls)
 
     @property
     def went_back(self) -> bool:
@@ -173,12 +174,30 @@ def alive_units(slope: Tensor, module: nn.Module) -> Tensor | None:
     return (slope != 0).movedim(axis, -1).reshape(-1, slope.shape[axis]).any(0)
 
 
-def first_tensor(value: object) -> Tensor | None:
-    """The first tensor in nested tuples, lists and mappings; a packed sequence's data."""
-    if isinstance(value, Tensor):
-        return value
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+def outputs_of(module: nn.Module, output: object) -> list[Tensor]:
+    """What counts as a layer's output, its h first: the first tensor in nested tuples, lists and mappings.
+
+    Of a recurrent module the last state too, which is where many networks take up its result. Tensors that are empty,
+    nested, or no floating-point numbers show nothing.
+    """
+    found = _tensors(output)
+    chosen = list(found) if isinstance(module, nn.RNNBase) else list(itertools.islice(found, 1))
+    return [h for h in chosen if not h.is_nested and h.numel() and (h.is_floating_point() or h.is_complex())]
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and mappings; a packed sequence's data."""
+    if isinstance(value, PackedSequence):
+        yield value.data
+    elif isinstance(value, Tensor):
+        yield value
+    else:
+        for part in _parts(value):
+            yield from _tensors(part)
+
+
+def _parts(value: object) -> Collection[object]:
+    return value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
 
 
 def batch_size(inputs: object, dim: int) -> int | None:
@@ -186,6 +205,7 @@ def batch_size(inputs: object, dim: int) -> int | None:
     if isinstance(inputs, PackedSequence):
         return int(inputs.batch_sizes[0])
     if isinstance(inputs, Tensor):
+        if inputs.is_nested:
+            return inputs.size(0) if dim == 0 else None
         return inputs.shape[dim] if inputs.ndim > dim else None
-    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else ()
-    return next((found for part in parts if (found := batch_size(part, dim)) is not None), None)
+    return next((found for part in _parts(inputs) if (found := batch_size(part, dim)) is not None), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,11 @@ class Row:
     def lacks(self, optimizers: Sequence[Optimizer]) -> bool:
         """Whether an optimizer has still to step, or to be looked at, that belongs to this step."""
         return bool(self.awaiting) or (bool(self.parts) and len(self.parts) < len(optimizers))
+
+    def takes(self, optimizer: Optimizer, positions: Callable[[Optimizer], Sequence[int]]) -> bool:
+        """Whether another optimizer's turn belongs to this step: it has had none yet, nor have its parameters."""
+        own = set(positions(optimizer))
+        return bool(self.parts) and all(own.isdisjoint(positions(other)) for other in self.parts)
 
     def extend(self, look: Look, optimizer: Optimizer, places: Sequence[int], backwards: int) -> None:
         """Another optimizer's gradients were looked at for the same step; its parameters stand at ``places``."""
@@ -66,6 +71,8 @@ def ending(error: BaseException | None) -> tuple[str, str]:
         return "completed", ""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted from the keyboard"
+    if isinstance(error, SystemExit) and not error.code:
+        return "interrupted", "the program ended"
     return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
 
 

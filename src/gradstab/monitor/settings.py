@@ -24,6 +24,15 @@ NOT_IN_SERIES = (
     "taken along the longest chain, {count} of {whole} layers"
 )
 
+IDLE = (
+    "the optimizer has not stepped for some steps: if another one moves the network now, tell of it with "
+    "follow(optimizer), or learning rates and norms after clipping are not its own"
+)
+EXCHANGED = (
+    "the network has other parameters than when watching began ({new} new, {gone} gone): new ones are not measured; "
+    "close this monitor, and watch again"
+)
+
 
 @dataclass(frozen=True)
 class Settings:

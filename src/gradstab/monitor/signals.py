@@ -56,7 +56,7 @@ class Signals:
         self.order: list[WatchedLayer] = []
         self.seen = False
         self.roots: dict[int, Any] = {}
-        self._keeps_roots = False
+        self._keeps_roots = True
         self.finds_passes = True
         self._model = model
         self._layers = {id(layer.module): layer for layer in layers}
@@ -67,6 +67,7 @@ class Signals:
         self._carriers = [m for m in others if carries(m) and id(m) not in self._given]
         self._handles: list[RemovableHandle] = []
         self._passes: list[Pass] = []
+        self._earlier = 0
         self._flow = _Flow()
 
     def __deepcopy__(self, _memo: object) -> Signals:
@@ -80,9 +81,9 @@ class Signals:
         """Whether hooks are in place."""
         return bool(self._handles)
 
-    def start(self, *, roots: bool = False) -> None:
+    def start(self) -> None:
         """Put hooks in place for the step to come."""
-        self.order, self._passes, self.seen, self._keeps_roots = [], [], False, roots
+        self.order, self._passes, self._earlier, self.seen, self._keeps_roots = [], [], 0, False, True
         if self.finds_passes:
             self._handles.append(self._model.register_forward_pre_hook(self._on_input, with_kwargs=True))
         for layer in self._layers.values():
@@ -97,14 +98,22 @@ class Signals:
         """Take all hooks away, and let go of what they kept."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._passes, self._flow, self.roots = [], [], _Flow(), {}
+        self._handles, self._passes, self._earlier, self._flow, self.roots = [], [], 0, _Flow(), {}
+
+    def divide(self) -> None:
+        """What was seen up to now belongs to a step that has begun; what follows, to it or to the next one."""
+        self._earlier = len(self._passes)
+
+    def drop_earlier(self) -> None:
+        """Forget what was seen up to the last :meth:`divide`: it belongs to an earlier step."""
+        self._passes, self._earlier = self._passes[self._earlier :], 0
 
     def pass_by_hand(self) -> None:
         """From now on passes are told by :meth:`begin_pass`: the network itself may not be what is called."""
         self.finds_passes = False
         if self.active:
             self.stop()
-            self.start(roots=self._keeps_roots)
+            self.start()
 
     def begin_pass(self, inputs: object) -> None:
         """A forward pass on ``inputs`` begins: one of the micro-batches of a step, or its only batch."""
@@ -129,7 +138,7 @@ class Signals:
         if module is not self._model or not _looking():
             return
         samples = readings.batch_size((args, kwargs), self._conventions.batch_dim)
-        current = self._passes[-1] if self._passes else None
+        current = self._passes[-1] if len(self._passes) > self._earlier else None
         if current is None or current.samples != samples or current.has_gradients:
             self._next(Pass(samples))
         # Else as many samples as before, and no backward pass since: one batch, seen twice (siamese networks).
@@ -137,13 +146,15 @@ class Signals:
     def _on_layer(self, module: nn.Module, _args: object, output: object) -> None:
         if not _looking():
             return
-        h = readings.first_tensor(output)
-        if h is None or not (h.is_floating_point() or h.is_complex()):
-            return
         layer = self._layers.get(id(module))
         if layer is None:
             return
-        if not self._passes:
+        self.seen = True
+        outputs = readings.outputs_of(module, output)
+        if not outputs:
+            return
+        h = outputs[0]
+        if len(self._passes) == self._earlier:
             self._next(Pass(None, implied=True))
         current = self._passes[-1]
         going_back = torch._C._current_graph_task_id() != -1
@@ -155,7 +166,6 @@ class Signals:
         samples = 1 if h.ndim < 2 else h.shape[min(dim, h.ndim - 1)] if current.samples is None else current.samples
         call = Call(samples)
         current.calls.setdefault(id(layer), []).append(call)
-        self.seen = True
         if going_back and layer not in self.order:
             # Recomputed: topmost first, and in a graph of its own, which does not show what it hangs on.
             self._keeps_roots, self.roots = False, {}
@@ -165,9 +175,10 @@ class Signals:
                 self.roots[id(layer)] = h.grad_fn
         if samples > 1 and h.ndim > max(dim, 1) and h.shape[dim] == samples and not h.is_complex():
             call.correlation = q.correlation(h.detach().movedim(dim, 0))
-        if h.requires_grad:
-            # A tensor's hook and not retain_grad: an activation in place may follow, and what is wanted is h's own.
-            h.register_hook(_keep_gradient(call))  # type: ignore[no-untyped-call]
+        for i, tensor in enumerate(outputs):
+            if tensor.requires_grad:
+                # A tensor's hook and not retain_grad: an activation in place may follow; what is wanted is h's own.
+                tensor.register_hook(_keep_gradient(call, i))  # type: ignore[no-untyped-call]
         self._flow.put(h, layer, call)
 
     def _on_carrier(self, _module: nn.Module, args: tuple[Any, ...], output: object) -> None:
@@ -179,7 +190,9 @@ class Signals:
 
     def _on_phi_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Slopes are taken before the activation runs: in place, it would overwrite its input."""
-        if not _looking() or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        if not _looking() or not args or not isinstance(args[0], Tensor):
+            return
+        if args[0].is_nested or not args[0].numel() or not args[0].is_floating_point():
             return
         layer, call = self._source(module, args[0])
         if layer is None or call is None or call.statistics is not None:
@@ -214,16 +227,16 @@ def _inert() -> Signals:
 
 def _looking() -> bool:
     """Whether a forward pass is one to look at: made for a gradient, and not while a compiler traces it."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     return torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
 
 
-def _keep_gradient(call: Call) -> Callable[[Tensor], None]:
+def _keep_gradient(call: Call, output: int) -> Callable[[Tensor], None]:
     def hook(grad: Tensor) -> None:
-        grad = grad.detach()
         # One loss after another may be sent back through the same graph; their gradients add up.
-        call.grad = grad if call.grad is None else call.grad + grad
+        earlier = call.grads.get(output)
+        call.grads[output] = grad.detach() if earlier is None else earlier + grad.detach()
 
     return hook
 

@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError
 from gradstab.monitor.book import make_directory
+from gradstab.monitor.following import checked
 from gradstab.monitor.gradients import check_scaler
 from gradstab.monitor.layers import find_layers, unwrapped
 from gradstab.monitor.monitor import Monitor
-from gradstab.monitor.rows import as_number
+from gradstab.monitor.rows import as_number, ending
 from gradstab.monitor.settings import Settings
 from gradstab.monitor.signals import Conventions
 
@@ -61,8 +62,8 @@ def watch(
     monitor = Monitor(inner, layers, make_directory(directory), settings, compiled=compiled)
     try:
         monitor.follow(*optimizers)
-    except ConfigError:
-        monitor.close("failed", "an optimizer that updates no parameter of the watched network")
+    except Exception as error:
+        monitor.close(*ending(error))
         raise
     return monitor
 
@@ -95,8 +96,4 @@ def _settings(
 
 def _optimizers(given: Any) -> list[Optimizer]:
     several = () if given is None else given
-    optimizers = list(several) if isinstance(several, Iterable) and not isinstance(several, str) else [several]
-    for one in optimizers:
-        if not isinstance(one, Optimizer):
-            raise ConfigError(f"optimizer={type(one).__name__}: has to be a torch.optim.Optimizer, or several")
-    return optimizers
+    return [checked(one) for one in (several if isinstance(several, Iterable) else [several])]

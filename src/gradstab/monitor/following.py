@@ -1,0 +1,112 @@
+"""The optimizers that move a watched network: their hooks, and whether they step at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradstab.errors import ConfigError
+from gradstab.monitor.looking import Looker
+from gradstab.monitor.rows import holds
+
+# So many steps without an update by any of them, and another optimizer is likely to be at work.
+IDLE_STEPS = 3
+
+
+class Followed:
+    """Tells when one of its optimizers is about to step, or has stepped.
+
+    ``optimizers`` are those followed now; the list stays the same object. ``backwards`` grows with every backward pass.
+    """
+
+    def __init__(self, on_step: Callable[[Optimizer], None]) -> None:
+        self.optimizers: list[Optimizer] = []
+        self.backwards = 0
+        self._on_step = on_step
+        self._hooks: dict[int, list[Any]] = {}
+        self._inside = False
+        self._idle = 0
+
+    def follow(self, optimizers: Iterable[Any], looker: Looker) -> list[Optimizer]:
+        """Follow these too, in the place of those before that update the same parameters; the ones not known yet.
+
+        Raises :class:`ConfigError` for what is no optimizer of the watched network.
+        """
+        earlier, added = list(self.optimizers), []
+        for given in optimizers:
+            optimizer = checked(given)
+            if holds(self.optimizers, optimizer):
+                continue
+            places = set(looker.positions(optimizer))
+            if not places:
+                raise ConfigError(f"optimizer={type(given).__name__}: updates no parameter of the watched network")
+            for other in earlier:
+                if holds(self.optimizers, other) and not places.isdisjoint(looker.positions(other)):
+                    self._remove(other)
+                    looker.forget(other)
+            self._add(optimizer, [looker.norms.parameters[i] for i in sorted(places)])
+            added.append(optimizer)
+        return added
+
+    def _add(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+        self.optimizers.append(optimizer)
+        hooks = self._hooks[id(optimizer)] = [
+            optimizer.register_step_pre_hook(self._before),
+            # A closure that runs forward and backward runs inside the step: what it left is seen afterwards.
+            optimizer.register_step_post_hook(self._after),
+        ]
+        trainable = [p for p in parameters if p.requires_grad]
+        for parameter in {id(p): p for p in (*trainable[:1], *trainable[-1:])}.values():
+            hooks.append(parameter.register_post_accumulate_grad_hook(self._on_gradient))  # type: ignore[no-untyped-call]
+
+    def _remove(self, optimizer: Optimizer) -> None:
+        self.optimizers[:] = [other for other in self.optimizers if other is not optimizer]
+        for hook in self._hooks.pop(id(optimizer)):
+            hook.remove()
+
+    def close(self) -> None:
+        """Take all hooks away."""
+        for hook in [hook for hooks in self._hooks.values() for hook in hooks]:
+            hook.remove()
+        self._hooks = {}
+
+    def count_step(self) -> bool:
+        """Note that a step of the loop is over; whether, for the first time, none of them has stepped for long."""
+        if self._inside or not self.optimizers:
+            return False
+        self._idle += 1
+        return self._idle == IDLE_STEPS
+
+    def _on_gradient(self, _parameter: Tensor) -> None:
+        self.backwards += 1
+
+    def _before(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        self._inside, self._idle = True, -1
+        self._on_step(optimizer)
+
+    def _after(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        self._inside = False
+        self._on_step(optimizer)
+
+
+def inside(optimizer: Any) -> Any:
+    """The optimizer of torch inside those that wrap one, such as accelerate's."""
+    while hasattr(optimizer, "optimizer") and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def checked(optimizer: Any) -> Optimizer:
+    """An optimizer that can be followed; raises :class:`ConfigError` for anything else."""
+    found = inside(optimizer)
+    if not isinstance(found, Optimizer):
+        raise ConfigError(f"optimizer={type(optimizer).__name__}: has to be a torch.optim.Optimizer, or several")
+    if not hasattr(found, "_optimizer_step_pre_hooks"):
+        raise ConfigError(
+            f"optimizer={type(optimizer).__name__}: never called Optimizer.__init__, and takes no hooks; "
+            "allowed: the optimizer inside it, or none"
+        )
+    return found
