@@ -15,8 +15,9 @@ from gradstab.theory import NoTheory, Prediction, activation, depth_scales, fixe
 def infinite_depth(config: Config, prediction: Prediction) -> dict[str, Any] | None:
     """What theory says of infinitely many such layers: fixed points, and the depth scales ξ_q, ξ_c and ξ_∇.
 
-    None for networks that are not plain or whose hidden layers differ; with a ``reason`` in place of the scales where
-    lengths grow without bound; None for a scale that does not exist.
+    The scales are those at the length that the first hidden layer's tends to. None for networks that are not plain or
+    whose hidden layers differ; with a ``reason`` in place of the scales where lengths tend to none; None for a scale
+    that does not exist.
     """
     knobs = config.model.knobs
     plain = config.model.name == "deep_mlp" and knobs["norm"] == "none" and knobs["residual"] == "none"
@@ -28,7 +29,7 @@ def infinite_depth(config: Config, prediction: Prediction) -> dict[str, Any] | N
     found: dict[str, Any] = {"sigma_w2": sigma_w2, "sigma_b2": sigma_b2}
     found["fixed_points"] = [asdict(point) for point in fixed_points(act, sigma_w2 / (1 - rate), sigma_b2)]
     try:
-        scales = asdict(depth_scales(act, sigma_w2, sigma_b2, dropout=rate))
+        scales = asdict(depth_scales(act, sigma_w2, sigma_b2, dropout=rate, start=float(prediction.q[0])))
     except NoTheory as reason:
         return found | {"reason": str(reason)}
     return found | {key: None if math.isnan(value) else value for key, value in scales.items()}

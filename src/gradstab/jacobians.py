@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -210,9 +211,9 @@ def _check_work(states: Sequence[Tensor], shown: Sequence[int], samples: int) ->
 def _spectrum(values: Sequence[Tensor]) -> Spectrum:
     largest = [float(v[0]) for v in values]
     smallest = [float(v[-1]) if float(v[-1]) > 1e-13 * float(v[0]) else 0.0 for v in values]
-    conditions = sorted(high / low if low else math.inf for high, low in zip(largest, smallest, strict=True))
+    conditions = [high / low if low else math.inf for high, low in zip(largest, smallest, strict=True)]
     return Spectrum(
-        _mean([float(v.mean()) for v in values]), _mean(largest), _mean(smallest), conditions[len(conditions) // 2]
+        _mean([float(v.mean()) for v in values]), _mean(largest), _mean(smallest), float(np.median(conditions))
     )
 
 

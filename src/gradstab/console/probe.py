@@ -154,10 +154,11 @@ def _scales_text(scales: dict[str, Any]) -> str:
     points = ", ".join(f"{point['q']:.4g} ({point['stability']})" for point in scales["fixed_points"]) or "none"
     text = f"σ_w² {scales['sigma_w2']:.4g}, σ_b² {scales['sigma_b2']:.4g}: fixed points q* {points}"
     if "reason" in scales:
-        return f"{text}; lengths grow without bound"
+        drift = scales["reason"].partition(": ")[2].partition(", so ")[0]
+        return f"{text}; {drift}"
     depths = [("ξ_q", "xi_q"), ("ξ_c", "xi_c"), ("ξ_∇", "xi_grad")]
     known = [f"{name} {_depth(scales[key])}" for name, key in depths if scales[key] is not None]
-    return f"{text}; χ₁ {scales['chi_1']:.4g}; layers to a change by e: {', '.join(known)}"
+    return f"{text}; at {scales['q']:.4g}, χ₁ {scales['chi_1']:.4g}; layers to a change by e: {', '.join(known)}"
 
 
 def _depth(value: float) -> str:

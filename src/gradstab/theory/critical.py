@@ -61,7 +61,7 @@ def critical_point(act: Activation, sigma_b2: float = 0.0) -> CriticalPoint:
     if not found:
         raise NoTheory(
             f"act={act.name} has no edge of chaos at sigma_b2={sigma_b2:g}: where chi_1=1, "
-            "the length map has no fixed point"
+            f"the length map has no fixed point up to {_GRID[-1]:g}"
         )
     return min(found, key=lambda point: ("stable", "neutral", "half-stable", "unstable").index(point.kind))
 

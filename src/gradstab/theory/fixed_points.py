@@ -7,8 +7,9 @@ and Hanin 2022, arXiv:2106.10165, §5.3)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -102,19 +103,22 @@ def fixed_points(act: Activation, sigma_w2: float, sigma_b2: float = 0.0) -> tup
     """All fixed points of q → σ_w² E φ(√q z)² + σ_b² in [0, 1e9], smallest first; none where q grows without bound."""
     if act.scale_free is not None:
         return _scale_free_fixed_points(sigma_w2 * act.scale_free, sigma_b2)
-
-    def excess(q: Array) -> Array:
-        """V(q)/q - 1, without its rounding."""
-        relative = length_map(act, q, sigma_w2, sigma_b2) / q - 1
-        return np.where(np.abs(relative) < _FLAT, 0.0, relative)
-
-    points = roots(excess, _GRID)
+    excess = partial(_excess, act, sigma_w2, sigma_b2)
+    # Where V(q)/q tends to 1 for large q, rounding alone makes it equal to 1.
+    last = int(np.flatnonzero(excess(_GRID))[-1:].sum()) + 1
+    points = roots(excess, _GRID[:last] if last > 1 else _GRID)
     if not sigma_b2 and not act.at_zero * sigma_w2:
         points = [0.0, *(q for q in points if q > 1e-8)]
     return tuple(
         FixedPoint(q, _stability(excess, q), float(chi_parallel(act, q, sigma_w2)), float(chi_1(act, q, sigma_w2)))
         for q in points
     )
+
+
+def _excess(act: Activation, sigma_w2: float, sigma_b2: float, q: Array) -> Array:
+    """V(q)/q - 1, without its rounding."""
+    relative = length_map(act, q, sigma_w2, sigma_b2) / q - 1
+    return np.where(np.abs(relative) < _FLAT, 0.0, relative)
 
 
 def _scale_free_fixed_points(chi: float, sigma_b2: float) -> tuple[FixedPoint, ...]:
@@ -139,17 +143,24 @@ def _first_sign(values: Array) -> float:
     return float(np.sign(values[np.flatnonzero(values)[:1]]).sum())
 
 
-def depth_scales(act: Activation, sigma_w2: float, sigma_b2: float = 0.0, *, dropout: float = 0.0) -> DepthScales:
-    """q*, c* and the depth scales ξ_q, ξ_c, ξ_∇ at the smallest length that attracts from somewhere.
+def depth_scales(
+    act: Activation, sigma_w2: float, sigma_b2: float = 0.0, *, dropout: float = 0.0, start: float | None = None
+) -> DepthScales:
+    """q*, c* and the depth scales ξ_q, ξ_c, ξ_∇ at the length that ``start`` tends to, or the smallest that attracts.
 
     ``dropout`` is the rate p. Raises :class:`NoTheory` where no length attracts.
     """
     scaled = sigma_w2 / (1 - dropout)
-    point = next((p for p in fixed_points(act, scaled, sigma_b2) if p.stability != "unstable"), None)
+    points = fixed_points(act, scaled, sigma_b2)
+    if start is None:
+        point = next((p for p in points if p.stability != "unstable"), None)
+    else:
+        point = _reached(points, _first_sign(_excess(act, scaled, sigma_b2, np.array([start]))), start)
     if point is None:
+        where = "" if start is None else f" from {start:.3g}"
         raise NoTheory(
             f"act={act.name} with sigma_w2={sigma_w2:g}, sigma_b2={sigma_b2:g}, dropout={dropout:g} has no stable "
-            "length: q grows with depth without bound, so there are no depth scales"
+            f"length: q {_drift(act, scaled, sigma_b2, start)}{where}, so there are no depth scales"
         )
     c, slope = math.nan, math.nan
     if point.q > 0:
@@ -157,6 +168,23 @@ def depth_scales(act: Activation, sigma_w2: float, sigma_b2: float = 0.0, *, dro
     return DepthScales(
         point.q, c, point.chi_parallel, point.chi_1, slope, *map(_depth, (point.chi_parallel, slope, point.chi_1))
     )
+
+
+def _reached(points: Sequence[FixedPoint], direction: float, start: float) -> FixedPoint | None:
+    """The fixed point that a length tends to, if V moves it in this direction, or at which it is."""
+    if not direction:
+        return next((p for p in points if p.stability == "neutral" or math.isclose(p.q, start, rel_tol=1e-6)), None)
+    if direction > 0:
+        return next((p for p in points if p.q > start), None)
+    return next((p for p in reversed(points) if p.q < start), None)
+
+
+def _drift(act: Activation, sigma_w2: float, sigma_b2: float, start: float | None) -> str:
+    """What lengths do that tend to no fixed point within the grid."""
+    at = _GRID[-1:] if start is None else np.array([start])
+    if _first_sign(_excess(act, sigma_w2, sigma_b2, at)) < 0:
+        return f"shrinks with depth below {_GRID[0]:g}"
+    return f"grows with depth {'without bound' if act.scale_free is not None else f'beyond {_GRID[-1]:g}'}"
 
 
 def _depth(chi: float) -> float:

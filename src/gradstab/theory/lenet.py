@@ -119,7 +119,8 @@ def predict_lenet5(
         )
     act_knobs, init_knobs = act_knobs or {}, init_knobs or {}
     phi = activation(act, **act_knobs)
-    pooled = [_pooled(phi, pooling, correlation) for correlation in correlations]
+    # Of four values that are equally correlated no less than -1/3 is possible; what is measured below 0 is chance.
+    pooled = [_pooled(phi, pooling, max(correlation, 0.0)) for correlation in correlations]
     plain: list[Unit] = [*pooled, Plain(phi), Plain(phi)]
     units: list[Unit] = [Dropped(unit, dropout) for unit in plain]
     fans = [

@@ -89,6 +89,8 @@ def _branch_scale(residual: str, blocks: int) -> float:
 def _notes(norm: str, init: str, scale: float, smallest: float) -> Iterator[str]:
     if init in ("orthogonal", "delta_orthogonal", "lsuv"):
         yield f"init={init}: taken as independent weights of the same variance, which wide layers cannot tell apart"
+    if init == "lsuv":
+        yield "init=lsuv: few outputs that are alike for all samples are scaled up, and all δ of other layers with them"
     if scale == 0:
         yield "residual=rezero: branches start at 0, so the gradient passes unchanged"
     if norm == "batch":

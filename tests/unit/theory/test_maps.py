@@ -127,3 +127,22 @@ def test_depth_scales_at_the_edge_and_beyond_it() -> None:
     assert math.isnan(ordered.xi_c)
     with pytest.raises(NoTheory, match="grows with depth without bound"):
         depth_scales(activation("relu"), 2.0, dropout=0.1)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "mish", "softplus"])
+def test_what_only_tends_to_a_straight_line_has_no_fixed_point_far_out(name: str) -> None:
+    """E φ(√q z)² tends to q/2 from one side and never reaches it; 40 digits of mpmath say so up to q = 1e8."""
+    assert [point.q for point in fixed_points(activation(name), 2.0)] == ([] if name == "softplus" else [0.0])
+
+
+def test_depth_scales_are_those_of_the_length_that_a_network_tends_to() -> None:
+    gelu = activation("gelu")
+    small, large = fixed_points(gelu, 3.0)
+    assert (small.stability, large.stability) == ("stable", "unstable")
+    assert depth_scales(gelu, 3.0, start=0.9 * large.q).q == 0
+    with pytest.raises(NoTheory, match=r"grows with depth beyond 1e\+09 from 0\.27"):
+        depth_scales(gelu, 3.0, start=1.1 * large.q)
+    q = float(depth_scales(activation("tanh"), 2.0, 0.1, start=50.0).q)
+    assert float(step(activation("tanh"), q, 2.0, 0.1)) == pytest.approx(q, rel=1e-9)
+    with pytest.raises(NoTheory, match=r"shrinks with depth below 1e-09 from 0\.5"):
+        depth_scales(activation("tanh"), 0.5, 1e-10, start=0.5)
