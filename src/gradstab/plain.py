@@ -18,6 +18,7 @@ _MODULES = (
     "gradstab.measure.diagnosis",
     "gradstab.measure.recorder",
     "gradstab.measure.rules",
+    "gradstab.measure.step_rules",
     "gradstab.measure.verdict",
     "gradstab.progress",
     "gradstab.report.history",

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradstab.config import Config, from_hydra, to_container
+from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.config.registry import Option
 from gradstab.errors import ConfigError
 from gradstab.expectation import Inputs, expect, signal_share
+from gradstab.measure.rules import WHOLE_RANGE
 from gradstab.measure.verdict import HEALTHY, Remedy, Verdict
 from gradstab.theory import NoTheory, activation, critical_point, half_stable_point
 
@@ -19,6 +21,12 @@ ADAM_RATE = 0.001
 # Mean squares of pre-activations beyond which an activation has little of its input left to answer to.
 LONG = 25.0
 
+# Steps so many times larger than a chain stands are too large for any network.
+WILD = 10.0
+# Where the rate would have to be less than this share of what it is, it is not the rate that is wrong.
+LEAST_RATE = 1e-4
+
+_BORN = ("non_finite", "dead_fraction", "saturated_fraction")
 _ABOUT_DEPTH = {"vanishing", "exploding", "saturated", "non_finite", "not_learning"}
 
 
@@ -84,30 +92,40 @@ def _candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: fl
     if kinds & _ABOUT_DEPTH and not steady:
         yield from _depth_candidates(config)
     # A network that is broken, dead or saturated before its first update is so at any rate.
-    updated = verdict.step > 0 and not any(f.kind == "non_finite" and f.first_step == 0 for f in verdict.findings)
-    if "exploding" in kinds or ("non_finite" in kinds and updated):
+    born = {f.kind for f in verdict.findings if f.first_step == 0 and f.rule in _BORN}
+    updated = verdict.step > 0 and not born
+    without_gradient = any(f.rule == "depth_span" and f.value >= WHOLE_RANGE for f in verdict.findings)
+    too_large = [f for f in verdict.findings if f.rule == "large_steps"]
+    # An adaptive optimizer's steps keep their size however large gradients are.
+    bounded = config.optimizer.name not in ADAPTIVE or not too_large
+    if bounded and ("exploding" in kinds or ("non_finite" in kinds and updated)):
         limit = min(1.0, typical_norm or 1.0)
         if config.clip.name != "norm" or config.clip.knobs["max_norm"] > limit:
             reason = "bounds every step, whatever the gradient (Pascanu et al. 2013)"
             yield _Candidate(("clip=norm", f"clip.max_norm={limit:.2g}"), reason, about_depth=False)
     rate = config.optimizer.knobs["lr"]
-    too_large = [finding for finding in verdict.findings if finding.rule == "large_steps"]
-    too_small = "tiny_updates" in rules or (rules == {"plateau"} and steady and verdict.findings[0].value < 1.05)
+    tiny = [f.threshold / f.value for f in verdict.findings if f.rule == "tiny_updates" and f.value > 0]
     if too_large:
-        # Half of what the rule lets pass.
-        fitting = rate * too_large[0].threshold / too_large[0].value / 2
-        yield _Candidate((f"optimizer.lr={fitting:.1g}",), "steps that a chain of this depth stands", about_depth=False)
-        if "overshoot" not in rules:
+        # Half of what the rules let pass.
+        fit = min(f.threshold / f.value for f in verdict.findings if f.rule in ("large_steps", "overshoot")) / 2
+        if fit > LEAST_RATE:
+            reason = "steps that a chain of this depth stands"
+            yield _Candidate((f"optimizer.lr={float(f'{rate * fit:.1g}'):g}",), reason, about_depth=False)
+        # A step many times as large as the weights is no matter of paths.
+        if "overshoot" not in rules and too_large[0].value < WILD * too_large[0].threshold:
             yield _Candidate(("model.residual=scaled",), "skip paths, with which networks stand larger steps")
-    elif too_small:
-        yield _Candidate((f"optimizer.lr={rate * 10:.3g}",), "larger steps", about_depth=False)
+    elif "tiny_updates" in rules and config.schedule.name != "constant":
+        yield _Candidate(("schedule=constant",), "a rate that stays as large as it is at first", about_depth=False)
+    elif tiny or (rules == {"plateau"} and steady and verdict.findings[0].value < 1.05):
+        larger = 10.0 ** max(1, math.ceil(math.log10(max([1.0, *tiny]))))
+        yield _Candidate((f"optimizer.lr={rate * larger:.3g}",), "larger steps", about_depth=False)
     elif updated and (
         kinds & {"exploding", "non_finite", "dead_units", "saturated"} or rules == {"plateau"} or "erratic" in rules
     ):
         yield _Candidate((f"optimizer.lr={rate / 10:.3g}",), "smaller steps", about_depth=False)
-    slow = kinds & {"vanishing", "not_learning"} and not too_large
+    slow = kinds & {"vanishing", "not_learning"} and not too_large and not without_gradient
     if slow and config.optimizer.name in ("sgd", "momentum", "nesterov"):
-        own_rate = rate != type(config.optimizer)(config.optimizer.name).knobs["lr"]
+        own_rate = rate != type(config.optimizer)(config.optimizer.name).knobs["lr"] or "optimizer.lr" in config.written
         overrides = ("optimizer=adam", *((f"optimizer.lr={ADAM_RATE:g}",) if own_rate else ()))
         yield _Candidate(overrides, "steps of one size, however small the gradient", about_depth=False)
 
@@ -180,7 +198,9 @@ def _applied(config: Config, overrides: Sequence[str]) -> Config | None:
         elif container[group]["name"] != value:
             option: Option = getattr(config, group)
             defaults = type(option)(option.name).knobs
-            kept = {name: set_to for name, set_to in option.knobs.items() if set_to != defaults[name]}
+            # The command's own words meet the other option, be they the present one's defaults or not.
+            said = {name for name in option.knobs if f"{group}.{name}" in config.written}
+            kept = {name: set_to for name, set_to in option.knobs.items() if set_to != defaults[name] or name in said}
             container[group] = {**kept, "name": value}
     try:
         changed = from_hydra(container)

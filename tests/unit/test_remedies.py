@@ -123,7 +123,8 @@ def test_updates_that_are_too_small_call_for_larger_ones_alone(configure: Compos
     tiny = Finding("not_learning", "tiny_updates", "", (), 10, 30, 2, 1e-9, 1e-4, "", "")
     remedies = remedies_for(configure("model.depth=3", "optimizer.lr=1e-9"), inputs, Verdict(30, (tiny,)))
     rates = [word for remedy in remedies for word in remedy.overrides if word.startswith("optimizer.lr")]
-    assert "optimizer.lr=1e-08" in rates
+    # A hundred thousand times smaller than the least that does anything.
+    assert "optimizer.lr=0.0001" in rates
     assert "optimizer.lr=1e-10" not in rates
 
 

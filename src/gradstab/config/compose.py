@@ -46,7 +46,7 @@ def _schema_of(cls: type[Any], *groups: str) -> type[Any]:
 def to_container(config: Config) -> dict[str, Any]:
     """The configuration as nested dicts, scalars first, in the order of the schema: what config.yaml holds."""
     whole = asdict(config)
-    del whole["n_train"]
+    del whole["n_train"], whole["written"]
     return whole
 
 

@@ -25,7 +25,7 @@ def resolve(values: Mapping[str, Any], explicit: Collection[str]) -> Config:
     """
     data: Option = values["data"]
     n_train = N_TRAIN[data.name] or data.knobs["n_train"]
-    config = Config(**values, n_train=n_train)
+    config = Config(**values, n_train=n_train, written=frozenset(explicit))
     if isinstance(config.model, DeepMLP) and config.model.depth is None:
         width = config.model.width
         depth = len(width) if isinstance(width, tuple) else DEFAULT_DEPTH

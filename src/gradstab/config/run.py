@@ -91,7 +91,10 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Run):
-    """A whole run, checked and resolved: what ``config.yaml`` in a run's directory holds."""
+    """A whole run, checked and resolved: what ``config.yaml`` in a run's directory holds.
+
+    ``written`` are the keys that the command line spelt out.
+    """
 
     model: Option
     act: Option
@@ -107,6 +110,7 @@ class Config(Run):
     verdict: Thresholds
     checkpoint: Checkpointing
     n_train: int = field(repr=False)
+    written: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     @property
     def batch(self) -> int:

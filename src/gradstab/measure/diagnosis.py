@@ -14,7 +14,7 @@ from gradstab.config.verdict_options import KINDS, Thresholds
 from gradstab.events import Records, Vector
 from gradstab.measure.depth import said_of_depth
 from gradstab.measure.rules import Broken, Holding, Profile, broken, profile_rules
-from gradstab.measure.step_rules import Course, course_rules, error_of, step_rules
+from gradstab.measure.step_rules import Course, Recovery, course_rules, step_rules
 from gradstab.measure.verdict import Finding, Verdict
 
 EARLY_STEPS = 25
@@ -53,7 +53,7 @@ class Judge:
         self._losses: deque[float] = deque(maxlen=thresholds.loss_window)
         self._early_norms: list[float] = []
         self._log_norms: deque[float] = deque(maxlen=thresholds.jump_window + 1)
-        self._first_error, self._recovering, self._seen, self._first = 0.0, False, 0, 0
+        self._recovery, self._recovering, self._seen, self._first = Recovery(), False, 0, 0
         self._rate, self._best, self._step = 0.0, math.inf, 0
         # For each rule: the step where it began to hold, at how many looks since, and what it last found.
         self._held: dict[str, tuple[int, int, int, Holding]] = {}
@@ -152,9 +152,7 @@ class Judge:
             self._best = level
             self._held.pop("loss/not_learning/plateau", None)
         if spread is not None:
-            error = error_of(level, spread)
-            self._first_error = error if self._seen == 1 else self._first_error
-            self._recovering = error < self._thresholds.recovery * self._first_error < math.inf
+            self._recovering = self._recovery.goes_on(step, loss / self._chance, level, spread, self._thresholds)
         holdings: list[Holding] = []
         if level > self._thresholds.plateau:
             # What was found at the last measured step no longer counts once the loss is far above its best.

@@ -124,7 +124,8 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
         return []
     layers = [profile.layers[int(i)] for i in profile.depth[known]]
     line = depth_factor(delta.tolist())
-    falls = low < high if line is None else line.factor < 1
+    # A line goes through the layers that have a gradient; where some have none at all, they decide.
+    falls = low < high if line is None or delta[low] == 0 else line.factor < 1
     limit, key = _depth_limit(profile, t, falls)
     # An error that falls says that gradients large in one place and small in another do their work.
     if decades <= limit or (profile.recovering and not falls):

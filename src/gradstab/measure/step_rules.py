@@ -13,6 +13,9 @@ from gradstab.config.verdict_options import Thresholds
 from gradstab.events import Vector
 from gradstab.measure.rules import Holding, Profile
 
+# A loss this many times that of guessing has not stayed there.
+ERRANT = 1.2
+
 
 @dataclass(frozen=True)
 class Course:
@@ -28,20 +31,36 @@ class Course:
     log_norms: Collection[float]
 
 
-def error_of(level: float, spread: Vector) -> float:
-    """The loss in units of the last hidden layer's spread; inf where there is none.
+class Recovery:
+    """Whether an exploded network mends itself, which its loss alone does not tell.
 
-    A loss that falls no faster than the activations shrink only follows their scale. One that does tells of fewer
-    errors, however large it still is.
+    A loss that falls no faster than the activations shrink only follows their scale. In units of the last hidden
+    layer's spread it tells of fewer errors, however large it still is: as long as it is no larger than at first, and
+    falls to ``recovery`` of itself again and again.
     """
-    last = float(spread[-1]) if len(spread) else math.nan
-    return level / last if 0 < last < math.inf and level > 0 else math.inf
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+        self._stage, self._at = math.inf, 0
+
+    def goes_on(self, step: int, loss: float, level: float, spread: Vector, t: Thresholds) -> bool:
+        """Take in a measured step's loss and recent loss, relative to guessing, and its layers' spreads."""
+        last = float(spread[-1]) if len(spread) else math.nan
+        error = level / last if 0 < last < math.inf and level > 0 else math.inf
+        if self._first is None:
+            self._first, self._stage = (loss, error), error
+        if error < t.recovery * self._stage:
+            self._stage, self._at = error, step
+        first_loss, first_error = self._first
+        fewer = error < t.recovery * first_error < math.inf
+        return fewer and loss <= first_loss and step - self._at <= t.patience
 
 
 def course_rules(course: Course, t: Thresholds) -> list[Holding]:
     """What the loss and the gradient's size tell at a step that leaves the loss on the plateau or above."""
     found = _forward_explosion(course, t)
-    text = f"the loss has stayed at {course.level:.3g} times that of guessing, without progress"
+    where = "has stayed" if course.level < ERRANT else "is"
+    text = f"the loss {where} at {course.level:.3g} times that of guessing, without progress"
     found.append(
         Holding("not_learning", "plateau", "train/loss", course.level, t.plateau, "plateau", text, needs=t.patience)
     )
@@ -76,9 +95,10 @@ def _erratic(course: Course, t: Thresholds) -> list[Holding]:
     if jump <= math.log(t.jump):
         return []
     factor = math.exp(min(jump, 700.0))
+    loss = "stays where it was" if course.level < ERRANT else f"is {course.level:.3g} times that of guessing"
     text = (
-        f"the gradient's norm changes by a factor of {factor:.2g} from step to step, and the loss stays where it was: "
-        "steps lead out of the region where their gradient holds"
+        f"the gradient's norm changes by a factor of {factor:.2g} from step to step, and the loss {loss}: steps lead "
+        "out of the region where their gradient holds"
     )
     return [Holding("not_learning", "erratic", "grad_norm", factor, t.jump, "jump", text, needs=t.jump_persistence)]
 

@@ -74,11 +74,11 @@ class Followed:
         self._hooks = {}
 
     def count_step(self) -> bool:
-        """Note that a step of the loop is over; whether, for the first time, none of them has stepped for long."""
+        """Note that a step of the loop is over; whether none of them has stepped for long."""
         if self._inside or not self.optimizers:
             return False
         self._idle += 1
-        return self._idle == IDLE_STEPS
+        return self._idle >= IDLE_STEPS
 
     def _on_gradient(self, _parameter: Tensor) -> None:
         self.backwards += 1

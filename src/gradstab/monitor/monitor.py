@@ -137,8 +137,7 @@ class Monitor:
         self.signals.stop()
         self._followed.close()
         if self._row is not None and not looking.moved(self._layers, self._row.before):
-            # The loop ended before the update: none is not an update of 0.
-            self._row.before = None
+            self._row.end()
         self._settle()
         if not self._book.close(status, reason, self._norms) and status == "completed":
             warnings.warn(f"{self.directory}: no step was recorded; call step(loss) after backward()", stacklevel=2)
@@ -161,9 +160,8 @@ class Monitor:
         record = StepRecord(self._step, math.nan if rate is None else rate, loss, norms=look.norms)
         if (measured or self._step == 0) and not as_tensor(look.norms).any():
             self._book.complain(NO_GRADIENT, stacklevel=4, step=self._step)
-        awaiting = self._optimizers if optimizer is None else [optimizer]
         parts = [] if optimizer is None else [optimizer]
-        row = Row(record, look, list(awaiting), parts, unknown, self._followed.backwards)
+        row = Row(record, look, parts or list(self._optimizers), list(parts), unknown, self._followed.backwards)
         if measured:
             record.quantities = self._read()
             row.before = looking.copied_weights(self._layers)
@@ -196,10 +194,12 @@ class Monitor:
         row, self._row = self._row, None
         if row is None:
             return
-        if self._followed.count_step() and self._settings.scaler is None:
-            self._book.complain(IDLE, stacklevel=4)
+        idle = bool(row.awaiting) and self._followed.count_step() and self._settings.scaler is None
         if row.before is not None:
             row.record.quantities["update_ratio"] = looking.update_ratios(self._layers, row.before)
+            idle = idle and bool(row.record.quantities["update_ratio"].any())
+        if idle:
+            self._book.complain(IDLE, stacklevel=4)
         self._book.add(row.record, row.post, row.unknown, self._norms)
 
     def _prepare(self, *, whole: bool = True) -> None:

@@ -31,6 +31,10 @@ class Row:
     before: list[list[Tensor]] | None = None
     post: Norms | None = None
 
+    def end(self) -> None:
+        """The loop ended before the update: none is not an update of 0."""
+        self.before, self.awaiting = None, []
+
     def lacks(self, optimizers: Sequence[Optimizer]) -> bool:
         """Whether an optimizer has still to step, or to be looked at, that belongs to this step."""
         return bool(self.awaiting) or (bool(self.parts) and len(self.parts) < len(optimizers))
