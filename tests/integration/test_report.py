@@ -378,3 +378,57 @@ def test_help(report: Report) -> None:
     done = report("nowhere", "--help")
     assert done.returncode == 0
     assert all(flag in done.stdout for flag in ("--out", "--figures", "--steps", "--csv", "--parquet", "DIR"))
+
+
+def test_cells_that_are_not_there_are_told_of(report: Report, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    make_run(sweep / "000_a")
+    (sweep / "000_a/config.yaml").unlink()
+    settings = {"model": {"name": "deep_mlp", "width": 7}, "seed": 3}
+    lines = [
+        {"key": f"{number:016x}", "directory": f"{number:03d}_{name}", "status": "pending", "settings": settings}
+        for number, name in enumerate(("a", "b", "c"))
+    ]
+    (sweep / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = report("sweep")
+    said = "2 of 3 cells have not run yet"
+    assert f"gradstab: sweep: {said}" in done.stderr
+    page = (sweep / "report.html").read_text()
+    assert said in page
+    # What a run itself does not say, the ledger does.
+    assert "model.width" in page
+
+
+def test_runs_are_found_through_links(report: Report, tmp_path: Path) -> None:
+    make_run(tmp_path / "real/one")
+    make_run(tmp_path / "real/two")
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    (chosen / "a").symlink_to(tmp_path / "real/one")
+    (chosen / "b").symlink_to(tmp_path / "real/two")
+    (chosen / "loop").symlink_to(chosen)
+    assert "(2 runs," in report("chosen").stdout
+
+
+def test_a_page_is_html(report: Report, tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    done = report("run", "--out", "page.pdf")
+    assert done.returncode == 2
+    assert "--out page.pdf: the page is HTML" in done.stderr
+
+
+def test_captions_are_never_two_runs_own(tmp_path: Path) -> None:
+    """Twenty settings differ, and what is left of a caption on one line is the same for both."""
+    from gradstab.report import page, table
+    from gradstab.report.digest import digest
+    from gradstab.report.runs import load
+
+    common = {f"key_number_{i:02d}": "the same" for i in range(20)}
+    sections, digests = [], []
+    for name, last in (("one", 1), ("two", 2)):
+        run = load(make_run(tmp_path / name), name)
+        run.settings = common | {"last": last}
+        digests.append(digest(run, (), coarse=True))
+        sections.append(page.section(run, digests[-1], 0, list(run.settings), detailed=False))
+    page.add_small_multiples(sections, digests)
+    assert [table.shortened(made.caption) for made in sections] == ["one", "two"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gradstab.cli.output import complain, say
-from gradstab.errors import ConfigError
+from gradstab.errors import ConfigError, GradstabError
 
 USAGE = """\
 gradstab report: one page for a run, for several, or for a whole sweep
@@ -63,8 +64,32 @@ def report(args: Sequence[str]) -> int:
     )
     from gradstab.report.build import Request, build
 
-    request = Request(tuple(folders), out, kinds, steps, "--csv" in values, "--parquet" in values)
+    planned, missing = _sweeps(folders)
+    request = Request(
+        tuple(folders), out, kinds, steps, "--csv" in values, "--parquet" in values, planned=planned, missing=missing
+    )
     return say(build(request, complain) + "\n")
+
+
+def _sweeps(folders: Sequence[Path]) -> tuple[dict[Path, dict[str, Any]], tuple[str, ...]]:
+    """What ledgers say of sweeps among the folders: each cell's settings by its place, and which have not run."""
+    from gradstab.report.finding import holds, holds_run
+    from gradstab.sweeps.ledger import LEDGER_FILE, Ledger
+
+    planned: dict[Path, dict[str, Any]] = {}
+    missing = []
+    for folder in folders:
+        try:
+            entries = Ledger(folder).read()[0] if holds(folder, LEDGER_FILE) else {}
+        except GradstabError as error:
+            missing.append(str(error))
+            continue
+        places = {(folder / entry.directory).resolve(): entry.settings for entry in entries.values()}
+        planned |= places
+        absent = sum(not holds_run(place) for place in places)
+        if absent:
+            missing.append(f"{folder.resolve().name}: {absent} of {len(places)} cells have not run yet")
+    return planned, tuple(missing)
 
 
 def _folder(word: str) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -23,7 +24,11 @@ NOTED = 10
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for; ``steps`` are those to draw depth profiles at, ``figures`` kinds of files."""
+    """What was asked for; ``steps`` are those to draw depth profiles at, ``figures`` kinds of files.
+
+    ``planned`` are the settings that a sweep gave the runs in these directories, and ``missing`` says in a line for
+    each sweep how much of it there is not.
+    """
 
     folders: tuple[Path, ...]
     out: Path | None = None
@@ -31,6 +36,8 @@ class Request:
     steps: tuple[int, ...] = ()
     csv: bool = False
     parquet: bool = False
+    planned: Mapping[Path, Mapping[str, Any]] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
 
 def build(request: Request, note: Callable[[str], object]) -> str:
@@ -43,18 +50,19 @@ def build(request: Request, note: Callable[[str], object]) -> str:
         exports.require_pyarrow()
     target = _target(request)
     found, digests, written = _read(request, directories, target)
-    _say_what_is_missing(found, note)
+    _say_what_is_missing(request, found, note)
     keys = table.differing([run.settings for run in found])
     detailed = len(found) <= DETAILED
     pairs = list(zip(found, digests, strict=True))
     sections = [page.section(run, data, i, keys, detailed=detailed) for i, (run, data) in enumerate(pairs)]
     bar = page.add_small_multiples(sections, digests) if len(sections) > 1 else Markup()
     title = found[0].name if len(found) == 1 else _title(request.folders)
-    content = page.render(title, sections, keys, bar, detailed=detailed).encode("utf-8", "replace")
+    content = page.render(title, sections, keys, bar, request.missing, detailed=detailed).encode("utf-8", "replace")
     exports.write(target, content)
     if request.figures:
         folder, count = _write_pictures(request, target, sections, digests)
-        written.append(f"{count} pictures in {folder}")
+        if count:
+            written.append(f"{count} picture{'s' * (count > 1)} in {folder}")
         if not detailed:
             alone = "gradstab report RUN --figures draws a run's own"
             note(f"--figures: of more than {DETAILED} runs, only those side by side; {alone}")
@@ -79,6 +87,8 @@ def _target(request: Request) -> Path:
         target = folder / PAGE
     elif out.suffix.lower() in (".html", ".htm") and not out.is_dir():
         target = out
+    elif out.suffix.lower() in (".pdf", ".png", ".svg", ".csv", ".parquet") and not out.is_dir():
+        raise ConfigError(f"--out {out}: the page is HTML; allowed: a folder, or a file's name that ends in .html")
     elif out.is_file():
         raise ConfigError(f"--out {out}: is a file; allowed: a folder, or a file's name that ends in .html")
     else:
@@ -107,7 +117,7 @@ def _read(
             tables.append((exports.CsvTable if kind == "csv" else exports.ParquetTable)(temporary))
             stack.callback(tables[-1].close)
         for directory, name in zip(directories, finding.names(list(directories)), strict=True):
-            run = runs.load(directory, name)
+            run = runs.load(directory, name, request.planned.get(directory.resolve()))
             telling.tell(run)
             data = digest(run, request.steps, coarse=len(directories) > DETAILED)
             _note_steps(run, data, request.steps)
@@ -125,7 +135,9 @@ def _note_steps(run: runs.Run, data: Digest, steps: Sequence[int]) -> None:
         run.notes.append(f"not measured at step {', '.join(map(str, absent))}: the nearest are drawn ({nearest})")
 
 
-def _say_what_is_missing(found: Sequence[runs.Run], note: Callable[[str], object]) -> None:
+def _say_what_is_missing(request: Request, found: Sequence[runs.Run], note: Callable[[str], object]) -> None:
+    for line in request.missing:
+        note(line)
     noted = [run for run in found if run.notes]
     for run in noted[:NOTED]:
         note(f"{run.name}: {'; '.join(run.notes)}")
@@ -141,7 +153,8 @@ def _write_pictures(
     taken: set[str] = set()
     for section in sections:
         below = folder if len(sections) == 1 else folder / _folder_name(section.row.name, taken)
-        pictures += [(below / d.key, d, f"{section.row.name} · {d.title}") for d in section.figures]
+        name = table.shortened(section.row.name, 44)
+        pictures += [(below / d.key, d, f"{name}\n{d.title}") for d in section.figures]
     count = 0
     for path, drawing, title in pictures:
         for kind in request.figures:

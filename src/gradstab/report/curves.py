@@ -34,6 +34,8 @@ def value_axis(axes: Axes, curves: Sequence[Curve]) -> None:
         pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.1
         axes.set_ylim(low - pad, high + pad)
         axes.yaxis.set_major_locator(MaxNLocator(5))
+        # A common factor, such as 1e10, stands left of the legend.
+        axes.yaxis.get_offset_text().set_x(-0.2)
 
 
 def loss(curves: Mapping[str, Curve], height: float = 3.1) -> Figure | None:

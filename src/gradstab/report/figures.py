@@ -65,7 +65,7 @@ def heatmap(data: Heatmap, height: float = 3.1) -> Figure:
         named = len(data.layers) <= NAMED_LAYERS
         left = 1.1 if named else style.LEFT
         specials = [kind for kind in SPECIAL if (data.kind == kind).any()]
-        (axes,) = style.place(fig, left=left, right=0.88, legend_rows=bool(specials))
+        (axes,) = style.place(fig, left=left, right=1.0, legend_rows=bool(specials))
         limits = limits_of(data.range)
         draw_heatmap(axes, data, limits)
         style.step_axis(axes, "step", 4)

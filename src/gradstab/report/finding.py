@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +31,20 @@ def find(folders: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
+def holds_run(directory: Path) -> bool:
+    """Whether a directory is there and a run's; not where it cannot be read."""
+    with contextlib.suppress(OSError):
+        return _is_run(path.name for path in directory.iterdir())
+    return False
+
+
+def holds(directory: Path, name: str) -> bool:
+    """Whether a file of that name is there; not where that cannot be told."""
+    with contextlib.suppress(OSError):
+        return (directory / name).is_file()
+    return False
+
+
 def _below(folder: Path) -> list[Path]:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder"
@@ -38,7 +53,17 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> list[Path]:
-    return sorted(Path(root) for root, _, files in os.walk(folder) if _is_run(files))
+    """All runs below a folder, through links too; a link that leads back is not followed twice."""
+    seen: set[str] = set()
+    found = []
+    for root, below, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)
+        if place in seen:
+            below.clear()
+        elif _is_run(files):
+            found.append(Path(root))
+        seen.add(place)
+    return sorted(found)
 
 
 def _is_run(files: Iterable[str]) -> bool:

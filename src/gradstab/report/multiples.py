@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from gradstab.report import style, table
@@ -20,6 +22,8 @@ from gradstab.report.figures import COLOURS, NAMES, draw_heatmap, limits_of, log
 # A loss this many times the largest at the start is off the scale that all runs share.
 OFF_SCALE = 100.0
 WIDTH, HEIGHT, PER_SHEET = 3.1, 2.35, 24
+# Characters; wide ones leave room for fewer.
+CAPTION = 84
 SMALL: Any = {
     "font.size": 7.5,
     "axes.labelsize": 7.5,
@@ -82,8 +86,10 @@ def sheets(digests: Sequence[Digest], captions: Sequence[str]) -> Iterator[Figur
             for i, data in enumerate(chosen):
                 left, bottom = (i % columns) / columns, 1 - ((i // columns) + 1) * cell / height
                 _fill(_three(fig, (left, bottom, 1 / columns, HEIGHT / height)), data, shared)
-                text = table.shortened(captions[start + i], 52)
-                fig.text(left + 0.16 / columns, bottom + (HEIGHT + 0.08) / height, text, weight="bold", va="bottom")
+                drawn = fig.text(
+                    left + 0.16 / columns, bottom + (HEIGHT + 0.08) / height, "", weight="bold", va="bottom"
+                )
+                _fit(drawn, captions[start + i], 0.82 * WIDTH * fig.dpi)
             bar = fig.add_axes((0.16 / columns, 0.36 / height, 0.8 / columns, 0.12 / height))
             _bar(fig, bar, shared)
             legend = "below left: ‖δ‖ over depth, first (violet) and last (red) step, theory dashed"
@@ -91,6 +97,15 @@ def sheets(digests: Sequence[Digest], captions: Sequence[str]) -> Iterator[Figur
             wide = columns > 1
             fig.text(1.13 / columns if wide else 0.02, (0.36 if wide else 0.02) / height, legend, color=style.MUTED)
         yield fig
+
+
+def _fit(drawn: Text, caption: str, width: float) -> None:
+    """As much of a caption as has room on two lines, in pixels."""
+    for length in range(CAPTION, 8, -4):
+        lines = textwrap.wrap(table.shortened(caption, length), max(length // 2 + 6, 14))
+        drawn.set_text("\n".join(lines))
+        if len(lines) <= 2 and drawn.get_window_extent().width <= width:
+            return
 
 
 def _three(fig: Figure, box: tuple[float, float, float, float]) -> tuple[Axes, Axes, Axes]:

@@ -97,7 +97,13 @@ def _inline(fig: Figure, prefix: str, label: str) -> Markup:
 
 
 def add_small_multiples(sections: Sequence[Section], digests: Sequence[Digest]) -> Markup:
-    """Draw each run's small picture with scales that all share; returns their common legend."""
+    """Draw each run's small picture with scales that all share; returns their common legend.
+
+    Where captions would look alike, they give way to the runs' names.
+    """
+    if len({table.shortened(made.caption) for made in sections}) < len(sections):
+        for made in sections:
+            made.caption = made.row.name
     shared = multiples.scales(digests)
     drawer = multiples.Drawer(shared)
     for index, (made, data) in enumerate(zip(sections, digests, strict=True)):
@@ -116,7 +122,15 @@ def _summary(sections: Sequence[Section]) -> str:
     )
 
 
-def render(title: str, sections: Sequence[Section], keys: Sequence[str], colour_bar: Markup, *, detailed: bool) -> str:
+def render(
+    title: str,
+    sections: Sequence[Section],
+    keys: Sequence[str],
+    colour_bar: Markup,
+    missing: Sequence[str] = (),
+    *,
+    detailed: bool,
+) -> str:
     """The page as HTML."""
     folder = resources.files("gradstab.report") / "templates"
     text = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
@@ -131,6 +145,7 @@ def render(title: str, sections: Sequence[Section], keys: Sequence[str], colour_
         keys=keys,
         results=table.RESULTS,
         summary=_summary(sections),
+        missing=missing,
         colour_bar=colour_bar,
         detailed=detailed,
         known_statuses=STATUSES,

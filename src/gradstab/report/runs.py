@@ -76,11 +76,12 @@ def printable(value: Any) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
-def load(directory: Path, name: str) -> Run:
-    """Read one run; nothing in it can make this fail."""
+def load(directory: Path, name: str, planned: Mapping[str, Any] | None = None) -> Run:
+    """Read one run; nothing in it can make this fail. ``planned`` is what a sweep's ledger has for its settings."""
     run = Run(directory, name)
     run.record = _read_record(directory, run.notes)
-    run.settings = _read_settings(directory, run.notes, expected="watched" not in run.record)
+    expected = "watched" not in run.record
+    run.settings = _read_settings(directory, run.notes, expected=expected) or _flat(planned or {})
     run.records = _read_events(directory, run.notes)
     run.layers = _layers(run)
     _note_what_is_missing(run)
@@ -119,11 +120,15 @@ def _read_settings(directory: Path, notes: list[str], *, expected: bool) -> dict
         notes.append(f"{CONFIG_FILE} cannot be read ({type(error).__name__})")
     else:
         if isinstance(container, dict):
-            # Hydra's own, where this very run lies and what it keeps, are not what was chosen for it.
-            settings = {key: value for key, value in container.items() if key not in _BESIDE}
-            return {printable(key): _plain(value) for key, value in dashboard.flat(settings).items()}
+            return _flat(container)
         notes.append(f"{CONFIG_FILE} holds no configuration")
     return {}
+
+
+def _flat(container: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key what was chosen for a run; Hydra's own, where it lies and what it keeps was not."""
+    settings = {key: value for key, value in container.items() if key not in _BESIDE}
+    return {printable(key): _plain(value) for key, value in dashboard.flat(settings).items()}
 
 
 def _plain(value: Any) -> Any:
@@ -152,8 +157,7 @@ def _layers(run: Run) -> list[str]:
     if isinstance(listed, list) and len(listed) > len(recorded):
         recorded = listed
     width = max((series.values.shape[1] for series in run.records.vectors.values()), default=0)
-    found = [printable(tag) for tag in recorded]
-    return found + [f"{index:02d}" for index in range(len(found), width)]
+    return [*map(printable, recorded), *(f"{index:02d}" for index in range(len(recorded), width))]
 
 
 def _note_what_is_missing(run: Run) -> None:
@@ -161,16 +165,13 @@ def _note_what_is_missing(run: Run) -> None:
     if has_file and not run.records.scalars and not run.records.vectors:
         run.notes.append("the event file holds no records")
     elif has_file and "grad_norm" not in run.records.vectors:
-        run.notes.append("no per-layer gradient norms" + _because_none(run))
+        why = " (measure=none)" if run.settings.get("measure") == "none" else ""
+        run.notes.append(f"no per-layer gradient norms{why}")
     if "signal_grad_norm" not in run.records.vectors and "grad_norm" in run.records.vectors:
         run.notes.append("no measured step: neither signal_grad_norm nor activation statistics")
     run.notes += mend_status(run.directory, run.record)
     if "status" not in run.record and not any(RUN_FILE in note for note in run.notes):
         run.notes.append(f"{RUN_FILE} has no status")
-
-
-def _because_none(run: Run) -> str:
-    return " (measure=none)" if run.settings.get("measure") == "none" else ""
 
 
 def _theory(run: Run) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Whether a run that has not come to its end still is on its way, and whether it was stopped in between."""
+"""Whether a run that has not come to its end still is on its way."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from gradstab.run_directory import resumptions, status_of
+from gradstab.run_directory import status_of
 
 
 def mend_status(directory: Path, record: dict[str, Any]) -> list[str]:
@@ -19,7 +19,4 @@ def mend_status(directory: Path, record: dict[str, Any]) -> list[str]:
         else:
             record["status"] = "interrupted"
             notes.append("killed: no final figures (gradstab train --resume continues it)")
-    steps = resumptions(record)
-    if steps:
-        notes.append(f"resumed after step {', '.join(map(str, steps))}")
     return notes

@@ -32,7 +32,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", BLUE: "--blue", ORA
 VARIABLES |= {GREY: "--grey", MAGENTA: "--magenta"}
 VARIABLES |= {colour: f"--s{i}" for i, colour in enumerate(SEQUENCE)}
 
-WIDTH, LEFT = 4.3, 0.68
+WIDTH, LEFT = 4.3, 0.8
 _SETTINGS: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -109,7 +109,7 @@ def place(fig: Figure, rows: int = 1, *, legend_rows: int = 1, left: float = LEF
         if row < rows - 1:
             axes[-1].tick_params(labelbottom=False)
         # Where it is visible and in line with the others, however wide the ticks' labels are.
-        axes[-1].yaxis.set_label_coords((0.2 - left) / (width - left - right), 0.5)
+        axes[-1].yaxis.set_label_coords((0.17 - left) / (width - left - right), 0.5)
     top = 0.12 + 0.2 * legend_rows
     fig.subplots_adjust(
         left / width, 0.5 / height, 1 - right / width, 1 - top / height, hspace=0.14 if rows < 3 else 0.2

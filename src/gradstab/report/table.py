@@ -10,6 +10,7 @@ from typing import Any
 
 from gradstab.measure.verdict import Verdict
 from gradstab.report.runs import Run, as_number, printable
+from gradstab.run_directory import resumptions
 
 ABSENT = "–"
 
@@ -114,6 +115,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
             text += f" per layer (R² {r2:.2f})"
         found.append((name, text))
     found += [(key, printable(run.record[key])) for key in ("device", "seed") if run.record.get(key) is not None]
+    if steps := resumptions(run.record):
+        found.append(("resumed", f"after step {', '.join(f'{step:,}' for step in steps)}"))
     if "started" in run.record:
         found.append(("started", printable(run.record["started"]).replace("T", " ", 1).replace("+00:00", " UTC")))
     return found
