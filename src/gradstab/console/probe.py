@@ -158,7 +158,8 @@ def _scales_text(scales: dict[str, Any]) -> str:
         return f"{text}; {drift}"
     depths = [("ξ_q", "xi_q"), ("ξ_c", "xi_c"), ("ξ_∇", "xi_grad")]
     known = [f"{name} {_depth(scales[key])}" for name, key in depths if scales[key] is not None]
-    return f"{text}; at {scales['q']:.4g}, χ₁ {scales['chi_1']:.4g}; layers to a change by e: {', '.join(known)}"
+    where = f"at {scales['q']:.4g}, " if len(scales["fixed_points"]) > 1 else ""
+    return f"{text}; {where}χ₁ {scales['chi_1']:.4g}; layers to a change by e: {', '.join(known)}"
 
 
 def _depth(value: float) -> str:
