@@ -103,7 +103,7 @@ def checked(optimizer: Any) -> Optimizer:
     """An optimizer that can be followed; raises :class:`ConfigError` for anything else."""
     found = inside(optimizer)
     if not isinstance(found, Optimizer):
-        raise ConfigError(f"optimizer={type(optimizer).__name__}: has to be a torch.optim.Optimizer, or several")
+        raise ConfigError(f"optimizer={type(optimizer).__name__}: has to be a torch.optim.Optimizer")
     if not hasattr(found, "_optimizer_step_pre_hooks"):
         raise ConfigError(
             f"optimizer={type(optimizer).__name__}: never called Optimizer.__init__, and takes no hooks; "
