@@ -270,6 +270,26 @@ def test_a_recovery_is_over_when_the_loss_rises_again() -> None:
     assert one.verdict().labels == ("exploding",)
 
 
+def test_a_loss_larger_than_at_first_is_no_recovery_however_the_activations_grow() -> None:
+    assert exploded([3.0, 6.0, 6.0, 6.0, 6.0, 6.0], [1.0, *[1e3] * 5]).verdict().labels == ("exploding",)
+
+
+def test_a_recovery_that_gets_stuck_is_none() -> None:
+    one = exploded([1e4, *[1e2] * 10], [1e3] * 11)
+    assert one.verdict().labels == ("healthy",)
+    for step in range(11, 300):
+        looked(one, step, 1e2 * CHANCE, signal_grad_norm=profile(2.0), activation_std=np.full(10, 1e3))
+    assert "exploding" in one.verdict().labels
+
+
+def test_layers_without_a_gradient_near_the_input_are_no_growth_towards_it() -> None:
+    one = judge()
+    delta = np.where(np.arange(11) < 7, 0.0, profile(2.0))
+    for step in (0, 1):
+        looked(one, step, CHANCE, signal_grad_norm=delta)
+    assert one.verdict().labels == ("vanishing",)
+
+
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize(
     ("share", "level", "notes", "labels"),

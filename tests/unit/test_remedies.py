@@ -39,6 +39,9 @@ CASES = [
     ("dead_units", ["act=relu", "optimizer.lr=5"]),
     ("saturated", ["act=tanh", "init=normal", "init.std=2"]),
     ("not_learning", ["optimizer=sgd", "optimizer.lr=1e-7"]),
+    # Knobs that are spelt out at their defaults meet a remedy's other option too.
+    ("vanishing", ["act=sigmoid", "init=normal", "init.std=0.01", "optimizer=momentum", "optimizer.momentum=0.9"]),
+    ("exploding", ["clip=agc", "clip.clipping=0.01", "optimizer=sgd", "model.depth=5"]),
 ]
 
 
@@ -151,3 +154,36 @@ def test_no_remedy_loses_the_signal_in_dropout_again(configure: Compose, inputs:
     remedies = remedies_for(config, inputs, Verdict(0, (lost,)))
     assert remedies[0].overrides == ("model.dropout=0",)
     assert ("init=critical",) not in [remedy.overrides for remedy in remedies]
+
+
+def test_a_rate_that_is_spelt_out_is_given_to_the_other_optimizer(configure: Compose, inputs: Inputs) -> None:
+    offered = {}
+    for words in ((), ("optimizer.lr=0.01",)):
+        config = configure("act=sigmoid", "model.depth=8", "optimizer=momentum", *words)
+        remedies = remedies_for(config, inputs, found("vanishing"))
+        (offered[words],) = [r.overrides for r in remedies if r.overrides[0] == "optimizer=adam"]
+    assert list(offered.values()) == [("optimizer=adam",), ("optimizer=adam", "optimizer.lr=0.001")]
+
+
+def test_the_rate_fits_both_rules_on_the_first_step(configure: Compose, inputs: Inputs) -> None:
+    findings = [
+        Finding("not_learning", "large_steps", "update_ratio", (), 0, 0, 1, 30.0, 3.0, "", ""),
+        Finding("exploding", "overshoot", "update_ratio", (), 0, 0, 1, 3000.0, 30.0, "", ""),
+    ]
+    config = configure("model.depth=5", "optimizer=sgd", "optimizer.lr=5")
+    offered = [remedy.overrides for remedy in remedies_for(config, inputs, Verdict(30, tuple(findings)))]
+    assert ("optimizer.lr=0.03",) in offered
+
+
+def test_where_no_gradient_comes_no_rate_is_offered(configure: Compose, inputs: Inputs) -> None:
+    nothing = Finding("vanishing", "depth_span", "signal_grad_norm", (), 0, 30, 3, 600.0, 1.7, "", "")
+    config = configure("init=zeros", "model.depth=5", "optimizer=momentum")
+    words = [word for remedy in remedies_for(config, inputs, Verdict(30, (nothing,))) for word in remedy.overrides]
+    assert "init=critical" in words
+    assert not any(word.startswith("optimizer") for word in words)
+
+
+def test_a_rate_that_the_schedule_took_away_is_given_back(configure: Compose, inputs: Inputs) -> None:
+    tiny = Finding("not_learning", "tiny_updates", "update_ratio", (), 0, 100, 2, 1e-9, 1e-4, "", "")
+    offered = remedies_for(configure("model.depth=3", "schedule=cosine"), inputs, Verdict(100, (tiny,)))
+    assert ("schedule=constant",) in [remedy.overrides for remedy in offered]
