@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from pathlib import Path
@@ -20,14 +19,7 @@ from gradstab.errors import ConfigError
 from gradstab.events import read_records
 from gradstab.measure.diagnosis import judge_records
 from gradstab.run_directory import read_run
-
-
-def mlp(*widths: int) -> nn.Sequential:
-    torch.manual_seed(0)
-    parts: list[nn.Module] = []
-    for fan_in, fan_out in itertools.pairwise(widths):
-        parts += [nn.Linear(fan_in, fan_out), nn.Tanh()]
-    return nn.Sequential(*parts[:-1])
+from tests.integration.test_monitor_misuse import mlp
 
 
 def batch(step: int, samples: int, width: int, classes: int = 3) -> tuple[Tensor, Tensor]:
