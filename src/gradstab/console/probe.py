@@ -154,8 +154,7 @@ def _scales_text(scales: dict[str, Any]) -> str:
     points = ", ".join(f"{point['q']:.4g} ({point['stability']})" for point in scales["fixed_points"]) or "none"
     text = f"σ_w² {scales['sigma_w2']:.4g}, σ_b² {scales['sigma_b2']:.4g}: fixed points q* {points}"
     if "reason" in scales:
-        drift = scales["reason"].partition(": ")[2].partition(", so ")[0]
-        return f"{text}; {drift}"
+        return f"{text}; {scales['reason']}"
     depths = [("ξ_q", "xi_q"), ("ξ_c", "xi_c"), ("ξ_∇", "xi_grad")]
     known = [f"{name} {_depth(scales[key])}" for name, key in depths if scales[key] is not None]
     where = f"at {scales['q']:.4g}, " if len(scales["fixed_points"]) > 1 else ""

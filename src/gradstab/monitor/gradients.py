@@ -26,8 +26,8 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
     ``depth`` are the positions of the layers that a depth factor is taken over, because they are alike: those that are
     known to feed an activation; with fewer than two known, all but embeddings and the last, which is taken for the
     output. Where ``series`` is known, positions, those outside it are left out; ``reached`` are the ids of the layers
-    that a gradient was seen to reach. ``width`` is the length of vectors over
-    activations: without the last layer, if that feeds none.
+    that a gradient was seen to reach. ``width`` is the length of vectors over activations: without the last layer, if
+    that feeds none.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], layers: Sequence[WatchedLayer]) -> None:

@@ -152,8 +152,10 @@ class Monitor:
 
     def _begin(self, loss: Tensor, known: bool, optimizer: Optimizer | None, lr: float | None) -> Row:
         measured = self._settings.measures(self._step)
-        if self._step == 0 or measured:
-            (self._rearrange if self._step else self._arrange)()
+        if self._step == 0:
+            self._arrange()
+        elif measured:
+            self._rearrange()
         look, self._looked = self._looked or self._looker.look(optimizer), None
         rate = lr if lr is not None else learning_rate(self._optimizers if optimizer is None else [optimizer])
         unknown = ["train/loss"] * (not known) + ["train/learning_rate"] * (rate is None)
@@ -203,10 +205,7 @@ class Monitor:
         self._book.add(row.record, row.post, row.unknown, self._norms)
 
     def _prepare(self, *, whole: bool = True) -> None:
-        """Put hooks in place for the next step where it is to be measured, and take away those of the last.
-
-        As long as a step may not be ``whole``, what follows belongs to it, or to the next one.
-        """
+        """Put the next step's hooks in place; until one is ``whole``, what follows may be its or the next one's."""
         wanted = self._settings.measures(self._step) and not self._compiled
         if not whole and self.signals.active and (wanted or (self._row is not None and self._row.before is not None)):
             self.signals.divide()

@@ -159,7 +159,7 @@ def depth_scales(
     if point is None:
         where = "" if start is None else f" from {start:.3g}"
         raise NoTheory(
-            f"act={act.name} with sigma_w2={sigma_w2:g}, sigma_b2={sigma_b2:g}, dropout={dropout:g} has no stable "
+            f"act={act.name} with sigma_w2={sigma_w2:g}, sigma_b2={sigma_b2:g}, dropout={dropout:g} tends to no "
             f"length: q {_drift(act, scaled, sigma_b2, start)}{where}, so there are no depth scales"
         )
     c, slope = math.nan, math.nan
