@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from gradstab.catalogue import CHOICES
 from gradstab.cli import resume
 from gradstab.cli.output import OK, is_about_output, say
 from gradstab.cli.trust import check_folders, check_names
+from gradstab.config.compose import one_of
 from gradstab.config.probe_options import PREFIX, PROBE_KEYS
 from gradstab.config.sweep_options import OBJECTIVES, SWEEP_KEYS, is_sweep_word
 from gradstab.config.sweep_options import PREFIX as SWEEP_PREFIX
@@ -31,6 +33,10 @@ VALUED = (
     *("--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--package", "-p"),
     *("--config-path", "-cp", "--experimental-rerun"),
 )
+CHOSEN = {
+    **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
+    **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+}
 MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 COMMANDS = ("train", "probe", "list")
 
@@ -52,6 +58,7 @@ def compose(
     for arg in args:
         if arg.startswith("-") and (arg.split("=")[0] not in flags or arg.split("=")[0] not in HYDRA_FLAGS):
             raise ConfigError(f"{arg}: there is no such flag; allowed: {', '.join(flags)}")
+    _check_values(args)
     for text in overrides:
         if text.partition("=")[0] in CHOICES and text.partition("=")[2].startswith("["):
             raise ConfigError(f"{text}: a group takes one option; several are a sweep: -m with commas between them")
@@ -62,6 +69,19 @@ def compose(
     args = _from_run_directory(args)
     check_folders(args)
     _hydra(_in_hydras_order(args), overrides, job)
+
+
+def _check_values(args: Sequence[str]) -> None:
+    """Refuse what Hydra's parser of flags would answer with its usage, which has none of our commands."""
+    for flag, following in itertools.pairwise([*args, ""]):
+        name, given, value = flag.partition("=")
+        if not given:
+            value = "" if following.startswith("-") else following
+        if name in VALUED and not value:
+            raise ConfigError(f"{flag}: has no value; allowed: {name} {'|'.join(CHOSEN.get(name, ['VALUE']))}")
+        # --info does without a value, and an override may follow.
+        if value and name in CHOSEN and value not in CHOSEN[name] and (given or name in VALUED or "=" not in value):
+            raise ConfigError(f"{name} {value}: {one_of(CHOSEN[name], value)}")
 
 
 def complete(args: list[str]) -> int:

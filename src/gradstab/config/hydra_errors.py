@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -11,6 +12,7 @@ from gradstab.config.registry import OPTIONS
 from gradstab.config.run import GROUPS, Run
 from gradstab.errors import ConfigError
 
+_WORDS = "allowed: KEY=VALUE, KEY=VALUE,VALUE with -m"
 _SCALARS = tuple(f.name for f in fields(Run))
 
 
@@ -22,12 +24,15 @@ def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return ConfigError(f"{group}={name}: {one_of(error.options, name)}")
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"{error.override}: cannot be read; allowed: KEY=VALUE, KEY=VALUE,VALUE with -m")
-    cause = error.__cause__
+        return ConfigError(f"{error.override}: cannot be read; {_WORDS}")
+    cause = error.__cause__ or error.__context__
     key = getattr(cause, "full_key", None)
     if cause is not None and key and type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError"):
-        return ConfigError(_unknown_key(str(key), getattr(cause, "parent_node", None), overrides))
+        source = re.match(r"In '(.+?)'", str(error))
+        return ConfigError(_unknown_key(str(key), getattr(cause, "parent_node", None), overrides, source))
     for text in overrides:
+        if not text.partition("=")[0].lstrip("+~"):
+            return ConfigError(f"{text}: cannot be read; {_WORDS}")
         group, _, value = text.partition("=")
         if group in GROUPS and value in ("", "null"):
             return ConfigError(f"{text}: a group cannot be empty; {one_of(OPTIONS[group], '')}")
@@ -44,8 +49,10 @@ def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
     return ConfigError(" ".join(said[:2]) if said[0].endswith(":") else said[0])
 
 
-def _unknown_key(key: str, parent: Any, overrides: Sequence[str]) -> str:
-    given = next((text for text in overrides if text.lstrip("+~").split("=")[0] == key), key)
+def _unknown_key(key: str, parent: Any, overrides: Sequence[str], source: re.Match[str] | None) -> str:
+    """What is said of a key that does not exist; ``source`` matches the file that sets it, where a file does."""
+    setting = key if source is None else f"{source[1]} sets {key}"
+    given = next((text for text in overrides if text.lstrip("+~").split("=")[0] == key), setting)
     *path, last = key.split(".")
     known = [str(k) for k in parent or () if k != "name" and not str(k).startswith("_")]
     if not path:
