@@ -17,6 +17,7 @@ from gradstab.replay import Replay, as_recorded, replay
 from gradstab.report import table
 from gradstab.report.runs import Run, load
 from gradstab.run_directory import RUN_FILE, holds_run, plain, read_config, read_run, status_of
+from gradstab.wording import counted
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,6 @@ def _nothing_to_tell(run: Run) -> str:
             why = "a watched loop keeps none"
         raise GradstabError(f"{run.directory}: diverged, but there is no snapshot to explain it from ({why})")
     steps = run.number("steps")
-    after = "" if steps is None or not math.isfinite(steps) else f" after {int(steps):,} steps"
+    after = "" if steps is None or not math.isfinite(steps) else f" after {counted(int(steps))}"
     so_far = " so far" if status in ("running", "interrupted") else ""
     return f"{run.directory}: {status}{after}; every value was finite{so_far}, so there is nothing to explain"

@@ -24,6 +24,7 @@ from gradstab.interrupts import Stop, caught
 from gradstab.parts import Parts
 from gradstab.record import closing_record, opening_record, resumption
 from gradstab.session import Checkpoints, Session, obstacle
+from gradstab.wording import counted
 
 # How Slurm, LSF and Grid Engine tell a job that it runs again after it was preempted or its node failed.
 REQUEUED = {"SLURM_RESTART_COUNT": ("", "0"), "LSB_RESTART": ("", "N"), "RESTARTED": ("", "0")}
@@ -200,9 +201,9 @@ def _interruption(
     if session is not None:
         done = session.progress.done
         record |= closing_record(session.progress.outcome, session.recorder, session.seconds) | session.keeper.record
-    record |= {"status": "interrupted", "reason": f"{reason} after {done} steps"}
+    record |= {"status": "interrupted", "reason": f"{reason} after {counted(done)}"}
     ways = said or f"gradstab train --resume {shlex.quote(str(directory))} continues it"
-    return Interrupted(number, f"interrupted after {done:,} steps; {ways}")
+    return Interrupted(number, f"interrupted after {counted(done)}; {ways}")
 
 
 def _failure(directory: Path, record: dict[str, Any], session: Session | None, error: Exception) -> GradstabError:

@@ -246,6 +246,7 @@ def test_a_network_broken_by_its_last_update_has_diverged(train: Train) -> None:
     record = train(*SMALL, "optimizer.lr=1e30", "steps=1")
     assert (record["status"], record["steps"], record["test_accuracy"]) == ("diverged", 1, 0.0)
     assert "test loss after step 0" in record["reason"]
+    assert "non_finite" in record["verdict"]["labels"]
     assert read_records(record["directory"]).scalars["test/loss"].steps.tolist() == [1]
 
 

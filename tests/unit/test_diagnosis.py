@@ -396,6 +396,19 @@ def test_without_a_chance_loss_the_first_one_stands_in() -> None:
     assert one.verdict().labels == ("exploding",)
 
 
+def test_an_evaluation_counts_where_it_is_not_finite_and_none_after_it_is() -> None:
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=profile(1.0))
+    one.observe(1, {"test/loss": math.nan}, {})
+    (finding,) = one.verdict().findings
+    assert (finding.kind, finding.quantity, finding.first_step, finding.layers) == ("non_finite", "test/loss", 1, ())
+    one.observe(2, {"test/loss": 1e30}, {})
+    assert one.verdict().labels == ("healthy",)
+    one.observe(3, {"train/loss": math.inf}, {})
+    one.observe(4, {"test/loss": 1.0}, {})
+    assert one.verdict().labels == ("non_finite",)
+
+
 def test_live_and_afterwards_the_verdict_is_the_same(tmp_path: Path) -> None:
     live = judge({"depth_factor": 0.5})
     writer = EventWriter(tmp_path, TAGS)

@@ -14,7 +14,7 @@ import gradstab
 SOURCE = Path(gradstab.__file__).parent
 # From the bottom up: a module may import what stands on an earlier line, or beside it on its own line.
 LAYERS = [
-    {"errors", "files"},
+    {"errors", "files", "wording"},
     {"config", "memory", "capacity", "eager", "coordinate_descent", "interrupts", "plain"},
     {
         "activations",

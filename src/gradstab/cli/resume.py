@@ -8,6 +8,7 @@ from typing import Any
 
 from gradstab.cli.output import OK, say
 from gradstab.errors import ConfigError
+from gradstab.wording import counted
 
 FLAG = "--resume"
 # What may change without making it another run.
@@ -33,7 +34,9 @@ def resume(args: Sequence[str]) -> int:
     if "watched" in record:
         raise ConfigError(f"{FLAG} {directory}: is a loop that was watched; gradstab only goes on with runs of its own")
     if record.get("status") in run_directory.ENDED:
-        return say(f"{directory}: {record['status']} after {record.get('steps')} steps; there is nothing to resume\n")
+        steps = record.get("steps")
+        after = f" after {counted(steps)}" if isinstance(steps, int) else ""
+        return say(f"{directory}: {record['status']}{after}; there is nothing to resume\n")
 
     from gradstab.config import from_hydra
 

@@ -19,6 +19,7 @@ from gradstab.console.verdict import verdict_text
 from gradstab.events import shown_layers
 from gradstab.measure.depth import over_depth
 from gradstab.measure.verdict import Verdict
+from gradstab.wording import counted
 
 # Sweeps and `gradstab status` print from here too, and need no torch.
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def headline(config: Config, parts: Parts) -> str:
         f"{config.optimizer.name} lr={config.optimizer.knobs['lr']:g}",
         *extras,
         f"{config.data.name}, batch {config.batch}",
-        f"{config.total_steps:,} steps on {parts.probe.parameters[0].device}",
+        f"{counted(config.total_steps)} on {parts.probe.parameters[0].device}",
     ]
     return " · ".join(pieces)
 
@@ -158,13 +159,13 @@ def summary(config: Config, parts: Parts, outcome: Outcome, record: dict[str, An
 
 
 def _ending(outcome: Outcome, record: dict[str, Any]) -> str:
-    text = f"{outcome.status} after {outcome.steps:,} steps in {record['seconds']:.1f} s"
+    text = f"{outcome.status} after {counted(outcome.steps)} in {record['seconds']:.1f} s"
     if outcome.reason:
         text += f": {outcome.reason}"
     if record["skipped_steps"]:
-        text += f"; {record['skipped_steps']} steps skipped"
+        text += f"; {counted(record['skipped_steps'])} skipped"
     if record["clipped_steps"]:
-        text += f"; clipped in {record['clipped_steps']} steps"
+        text += f"; clipped in {counted(record['clipped_steps'])}"
     if outcome.test_accuracy is not None and outcome.best_test_accuracy is not None:
         text += f"; test accuracy {outcome.test_accuracy:.2%} (best {outcome.best_test_accuracy:.2%})"
     elif outcome.evaluated:

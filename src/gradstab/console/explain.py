@@ -15,6 +15,7 @@ from gradstab.forensics import story
 from gradstab.forensics.snapshot import FOLDER, SNAPSHOT_FILE
 from gradstab.forensics.story import number
 from gradstab.replay import Trial
+from gradstab.wording import counted
 
 _line = functools.partial(beside, width=8)
 _ROWS = 10
@@ -84,7 +85,7 @@ def clip_lines(found: Explanation) -> list[str]:
         acts = f"{words}: every known norm before it broke was lower"
     else:
         early = found.snapshot.step - catch.first_step
-        acts = f"{words} would first have acted at step {catch.first_step:,}, {_steps(early)} before it broke"
+        acts = f"{words} would first have acted at step {catch.first_step:,}, {counted(early)} before it broke"
     lines = [acts]
     if catch.proof is None:
         how = f"which takes the run once more: gradstab explain {found.directory} --prove"
@@ -111,10 +112,6 @@ def _others(catch: Catch) -> list[str]:
         return []
     acts = [f"clip={name} at step {step:,}" for name, step in catch.others.items()]
     return [f"with its defaults, a limit that is learnt would first have acted: {', '.join(acts)}"]
-
-
-def _steps(count: int) -> str:
-    return f"{count:,} step{'' if count == 1 else 's'}"
 
 
 def _batch(indices: list[int]) -> str:

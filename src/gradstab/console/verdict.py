@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradstab.measure.verdict import HEALTHY, Finding, Remedy, Verdict
+from gradstab.wording import counted
 
 MOST_LAYERS = 4
 
@@ -14,7 +15,7 @@ MOST_LAYERS = 4
 def verdict_text(verdict: Verdict) -> RenderableType:
     """All of a verdict, to be wrapped by the terminal."""
     healthy = verdict.labels == (HEALTHY,)
-    when = "before the first update" if verdict.step == 0 else f"after {verdict.step + 1:,} steps"
+    when = "before the first update" if verdict.step == 0 else f"after {counted(verdict.step + 1)}"
     title = Text.assemble("verdict: ", (", ".join(verdict.labels), "bold green" if healthy else "bold red"))
     parts: list[RenderableType] = [title.append(f"  {when}", style="dim")]
     if verdict.findings:
@@ -38,7 +39,8 @@ def _indented(rows: list[tuple[Text, Text]]) -> Table:
 def _evidence(finding: Finding) -> Text:
     text = Text(finding.explanation)
     if finding.key:
-        text.append(f" ({finding.quantity} {finding.value:.3g}, {finding.key}={finding.threshold:g})", style="dim")
+        value = f"{finding.value:.3g}{finding.unit}"
+        text.append(f" ({finding.quantity}: {value} against {finding.key}={finding.threshold:g})", style="dim")
     if finding.layers:
         shown = ", ".join(finding.layers[:MOST_LAYERS])
         more = len(finding.layers) - MOST_LAYERS

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gradstab.forensics.growth import Growth, History, growth, history
 from gradstab.forensics.snapshot import Origin, Snapshot
 from gradstab.measure.depth import depth_factor
+from gradstab.wording import counted
 
 
 def key_sentences(snapshot: Snapshot) -> list[str]:
@@ -71,7 +72,7 @@ def when(snapshot: Snapshot) -> str:
     """The step that broke, in one line."""
     skipped = ", skipped" if snapshot.skipped else ""
     if snapshot.quantity == "test loss":
-        return f"after {snapshot.step:,} step{'' if snapshot.step == 1 else 's'}: non-finite test loss"
+        return f"after {counted(snapshot.step)}: non-finite test loss"
     where = f" of layer {snapshot.layer}" if snapshot.layer else ""
     rate = f"learning rate {snapshot.learning_rate:g}"
     return f"at step {snapshot.step:,}{skipped}: non-finite {snapshot.quantity}{where}, {rate}"
@@ -160,7 +161,7 @@ def clipped(snapshot: Snapshot, clip: str) -> str | None:
     past = snapshot.past
     before = [scale for step, scale in zip(past.step, past.clip_scale, strict=False) if step < snapshot.step]
     acted = sum(scale < 1 - 1e-6 for scale in before)
-    return f"clip={clip} was in force and acted in {acted} of the last {len(before)} steps"
+    return f"clip={clip} was in force and acted in {acted} of the last {counted(len(before))}"
 
 
 def hopeless(snapshot: Snapshot) -> str | None:

@@ -19,7 +19,7 @@ from gradstab.measure.verdict import Finding, Verdict
 
 EARLY_STEPS = 25
 FIRST_STEP = "first"
-LOOKED_AT = {"train/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped"}
+LOOKED_AT = {"train/loss", "test/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped"}
 
 
 class Judge:
@@ -67,8 +67,11 @@ class Judge:
     def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
         """Take one step's values, as the event file gets them; steps come in order.
 
-        Evaluations on the test split pass unheeded. Without a training loss, only what needs none is judged.
+        Of an evaluation on the test split only counts whether it is finite. Without a training loss, only what needs
+        none is judged.
         """
+        if (tested := scalars.get("test/loss")) is not None:
+            self._take_evaluation(step, tested)
         loss = scalars.get("train/loss")
         # A step that the loss scaler skipped overflowed by design, and changed nothing.
         if scalars.get("amp/skipped") or (loss is None and "grad_norm" not in vectors):
@@ -139,6 +142,12 @@ class Judge:
                 return finding
         return None
 
+    def _take_evaluation(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            self._note_broken(step, Broken("test/loss", (), loss))
+        elif self._broken is not None and self._broken.quantity == "test/loss":
+            self._broken = None  # Running averages that were still wrong, say, by which nothing is trained.
+
     def _take_loss(self, step: int, loss: float, spread: Vector | None) -> None:
         if self._seen == 2:
             # The loss before any update is judged by limits of its own.
@@ -180,21 +189,8 @@ class Judge:
 
     def _note_broken(self, step: int, found: Broken) -> None:
         """Keep the first non-finite value's evidence, and for how long there have been more."""
-        where = f", in {len(found.layers)} of {len(self._layers)} layers" if found.layers else ""
-        fresh = Finding(
-            kind="non_finite",
-            rule="non_finite",
-            quantity=found.quantity,
-            layers=found.layers,
-            first_step=step,
-            last_step=step,
-            persistence=1,
-            value=found.value,
-            threshold=math.inf,
-            key="",
-            explanation=f"{found.quantity} was inf or NaN at step {step}{where}",
-            theory=self._said_of_depth("exploding"),
-        )
+        theory = self._said_of_depth("exploding")
+        fresh = Finding.non_finite(found.quantity, found.value, step, found.layers, len(self._layers), theory)
         earlier = self._broken
         self._broken = (
             fresh if earlier is None else replace(earlier, last_step=step, persistence=earlier.persistence + 1)

@@ -142,6 +142,8 @@ class Recorder:
         """Record an evaluation on the test split after ``step`` steps."""
         scalars = {"test/loss": loss} | ({} if accuracy is None else {"test/accuracy": accuracy})
         self._writer.write(step, scalars, {})
+        for observer in self._observers:
+            observer.observe(step, scalars, {})
 
     def _write(self, record: StepRecord, wall_time: float, row: _Row) -> None:
         self.recorded_steps += 1

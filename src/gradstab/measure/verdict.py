@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,6 +35,21 @@ class Finding:
     key: str
     explanation: str
     theory: str = ""
+
+    @classmethod
+    def non_finite(
+        cls, quantity: str, value: float, step: int, layers: tuple[str, ...], of: int, theory: str
+    ) -> Finding:
+        """A quantity that was inf or NaN for the first time, in these layers of so many."""
+        where = f", in {len(layers)} of {of} layers" if layers else ""
+        text = f"{quantity} was inf or NaN at step {step}{where}"
+        kind = "non_finite"
+        return cls(kind, kind, quantity, layers, step, step, 1, value, math.inf, "", text, theory)
+
+    @property
+    def unit(self) -> str:
+        """What ``value`` and ``threshold`` count where it is not the quantity itself: powers of ten, or nothing."""
+        return " decades" if self.key.endswith("_decades") else ""
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,8 @@ class Pictures:
 
     def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
         """Take one step's values, as the event file gets them; steps come in order."""
+        if "test/loss" in scalars:
+            return  # An evaluation is nothing to draw.
         self._step = step
         self._history.observe(step, scalars, vectors)
         if step + 1 >= self._next:
