@@ -16,7 +16,7 @@ from gradstab.data import Dataset, batches
 from gradstab.events import Vector
 from gradstab.examination import correlations_of
 from gradstab.jacobians import Jacobians, jacobians
-from gradstab.losses import chance_loss
+from gradstab.losses import chance_loss, least_loss
 from gradstab.measure.quantities import as_tensor
 from gradstab.training import Parts
 
@@ -28,6 +28,7 @@ class Draws:
     tags: list[str]
     hidden: int
     chance_loss: float
+    least_loss: float
     steps: list[Step]
     correlations: tuple[float, float] | None
     jacobian: Jacobians | None
@@ -52,6 +53,7 @@ def draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> Draws:
         parts.probe.tags,
         len(parts.probe.hidden),
         chance_loss(parts.loss, parts.data.train.targets, data.out_features),
+        least_loss(parts.loss, data.out_features),
         steps,
         (sum(c[0] for c in correlations) / knobs.seeds, sum(c[1] for c in correlations) / knobs.seeds)
         if correlations

@@ -8,7 +8,7 @@ from typing import Any
 from gradstab.config import Config
 from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.expectation import Inputs, inputs_of, theory_record, window_correlations
-from gradstab.losses import chance_loss
+from gradstab.losses import chance_loss, least_loss
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.verdict import Verdict
 from gradstab.remedies import remedies_for
@@ -23,6 +23,7 @@ class Examination:
     tags: list[str]
     hidden: int
     chance_loss: float
+    least_loss: float
     inputs: Inputs
     correlations: tuple[float, float] | None = None
     theory: dict[str, Any] = field(init=False)
@@ -38,6 +39,7 @@ class Examination:
             parts.probe.tags,
             len(parts.probe.hidden),
             chance_loss(parts.loss, parts.data.train.targets, parts.data.out_features),
+            least_loss(parts.loss, parts.data.out_features),
             inputs_of(parts.data),
             correlations_of(config, parts),
         )
@@ -49,6 +51,7 @@ class Examination:
             "hidden_layers": self.hidden,
             "adaptive_optimizer": self.config.optimizer.name in ADAPTIVE,
             "chance_loss": self.chance_loss,
+            "least_loss": self.least_loss,
             "thresholds": self.config.verdict.knobs,
             "theory": self.theory,
         }
@@ -61,6 +64,7 @@ class Examination:
             self.config.verdict,
             theory=self.theory,
             chance_loss=self.chance_loss,
+            least_loss=self.least_loss,
             adaptive=self.config.optimizer.name in ADAPTIVE,
         )
 

@@ -53,6 +53,14 @@ def chance_loss(loss: Loss, targets: Tensor, classes: int) -> float:
     return loss(mean.expand(len(targets), -1), targets if not targets.is_floating_point() else values).item()
 
 
+def least_loss(loss: Loss, classes: int) -> float:
+    """The smallest loss there can be: the entropy of a smoothed target of so many classes, and 0 without smoothing."""
+    smoothing = loss.keywords.get("label_smoothing", 0.0) if isinstance(loss, partial) else 0.0
+    shares = torch.full((classes,), smoothing / classes, dtype=torch.float64)
+    shares[0] += 1 - smoothing
+    return float(torch.special.entr(shares).sum())
+
+
 def build_loss(name: str, **knobs: Any) -> Loss:
     """The loss ``name`` as a function of outputs and targets, which returns the mean over samples, shape []."""
     return partial(LOSSES[name], **knobs)

@@ -396,6 +396,18 @@ def test_without_a_chance_loss_the_first_one_stands_in() -> None:
     assert one.verdict().labels == ("exploding",)
 
 
+@pytest.mark.parametrize(("left", "labels"), [(0.97, ("not_learning",)), (0.9, ("healthy",))])
+def test_smoothed_labels_leave_less_to_learn(left: float, labels: tuple[str, ...]) -> None:
+    # With smoothing of 0.9, ten classes leave 2.266 of 2.303 nats whatever a network learns.
+    least = -0.19 * math.log(0.19) - 9 * 0.09 * math.log(0.09)
+    one = Judge(TAGS, 10, T, chance_loss=CHANCE, least_loss=least)
+    for step in range(T.patience + T.loss_window + 2):
+        looked(one, step, least + left * (CHANCE - least), signal_grad_norm=profile(1.0))
+    verdict = one.verdict()
+    assert verdict.labels == labels
+    assert all("counting from the least possible, 2.27" in finding.explanation for finding in verdict.findings)
+
+
 def test_an_evaluation_counts_where_it_is_not_finite_and_none_after_it_is() -> None:
     one = judge()
     looked(one, 0, CHANCE, signal_grad_norm=profile(1.0))

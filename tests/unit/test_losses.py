@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from gradstab.config import OPTIONS
-from gradstab.losses import LOSSES, PENALTIES, Loss, build_loss, build_penalty, chance_loss
+from gradstab.losses import LOSSES, PENALTIES, Loss, build_loss, build_penalty, chance_loss, least_loss
 from gradstab.models.blocks import Layer
 
 
@@ -132,6 +132,20 @@ def test_chance_loss_is_the_least_that_a_constant_output_can_have(smoothing: flo
 
         optimizer.step(closure)
         assert chance_loss(loss, targets, 3) == pytest.approx(closure().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9, 1.0])
+def test_least_loss_is_what_a_descent_on_the_logits_comes_to(smoothing: float) -> None:
+    loss = build_loss("cross_entropy", label_smoothing=smoothing)
+    logits = torch.zeros(1, 5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.5)
+    for _ in range(400):
+        optimizer.zero_grad()
+        value = loss(logits, torch.tensor([2]))
+        value.backward()
+        optimizer.step()
+    assert least_loss(loss, 5) == pytest.approx(value.item(), abs=1e-3)
+    assert least_loss(build_loss("mse"), 5) == 0
 
 
 def test_chance_loss_of_a_regression_is_the_variance() -> None:

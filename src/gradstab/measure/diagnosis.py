@@ -18,6 +18,7 @@ from gradstab.measure.step_rules import Course, Recovery, course_rules, step_rul
 from gradstab.measure.verdict import Finding, Verdict
 
 EARLY_STEPS = 25
+ROUNDING = 1e-6
 FIRST_STEP = "first"
 LOOKED_AT = {"train/loss", "test/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped"}
 
@@ -27,9 +28,9 @@ class Judge:
 
     ``layers`` are all layers' tags, nearest the input first, of which the first ``hidden`` have an activation.
     ``theory`` is what run.json holds under that key. ``chance_loss`` is the loss of the best constant output, which
-    learning has to beat; without it, the first steps' loss stands in. ``adaptive`` is whether the optimizer divides
-    by the size of past gradients. ``depth_layers`` are the tags of those whose δ makes up the profile over depth, the
-    hidden ones unless told otherwise. Memory does not grow with the run.
+    learning has to beat; without it, the first steps' loss stands in. ``least_loss`` is the smallest there can be.
+    ``adaptive`` is whether the optimizer divides by the size of past gradients. ``depth_layers`` are the tags of those
+    whose δ makes up the profile over depth, the hidden ones unless told otherwise. Memory does not grow with the run.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Judge:
         *,
         theory: Mapping[str, Any] | None = None,
         chance_loss: float | None = None,
+        least_loss: float = 0.0,
         adaptive: bool = False,
         depth_layers: Sequence[str] | None = None,
     ) -> None:
@@ -47,7 +49,7 @@ class Judge:
         self._thresholds = thresholds
         self._theory = theory or {}
         self._batch_norm = any(str(note).startswith("norm=batch") for note in self._theory.get("notes") or ())
-        self._chance = chance_loss
+        self._chance, self._least = chance_loss, least_loss
         self._adaptive = adaptive
         self.arrange(hidden, self._layers[:hidden] if depth_layers is None else depth_layers)
         self._losses: deque[float] = deque(maxlen=thresholds.loss_window)
@@ -166,16 +168,18 @@ class Judge:
         if level > self._thresholds.plateau:
             # What was found at the last measured step no longer counts once the loss is far above its best.
             recovering = self._recovering and level < self._thresholds.loss_ratio * self._best
-            course = Course(level, self._seen == 1, recovering, self._log_norms)
+            course = Course(level, self._seen == 1, recovering, self._log_norms, self._least)
             holdings = course_rules(course, self._thresholds)
         self._keep(step, holdings, "loss")
 
     def _level(self) -> float | None:
-        """The recent loss over that of guessing; None before there is any, and where one of them is negative."""
+        """The recent loss over that of guessing, below it counted from the least; None if unknown or negative."""
         if not self._losses or self._chance is None or self._chance <= 0:
             return None
-        level = sum(self._losses) / len(self._losses) / self._chance
-        return level if level >= 0 else None
+        recent, room = sum(self._losses) / len(self._losses), self._chance - self._least
+        if recent >= self._chance or room < ROUNDING * self._chance:
+            return recent / self._chance
+        return max(recent - self._least, 0.0) / room if recent >= 0 else None
 
     def _keep(self, step: int, holdings: Sequence[Holding], source: str) -> None:
         if not holdings and not self._held:
@@ -226,6 +230,7 @@ def judge_records(records: Records, run: Mapping[str, Any], thresholds: Threshol
         thresholds or Thresholds(**run.get("thresholds", {})),
         theory=run.get("theory"),
         chance_loss=run.get("chance_loss"),
+        least_loss=run.get("least_loss", 0.0),
         adaptive=run.get("adaptive_optimizer", False),
         depth_layers=run.get("depth_layers"),
     )

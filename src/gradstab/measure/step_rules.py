@@ -22,13 +22,15 @@ class Course:
     """How the loss and the gradient went up to now.
 
     ``level`` is the recent mean loss over that of guessing; ``first`` before any update, ``recovering`` where the error
-    has fallen since then. ``log_norms`` are the logarithms of the last steps' global gradient norms.
+    has fallen since then. ``log_norms`` are the logarithms of the last steps' global gradient norms, and ``least`` is
+    the smallest loss there can be.
     """
 
     level: float
     first: bool
     recovering: bool
     log_norms: Collection[float]
+    least: float = 0.0
 
 
 class Recovery:
@@ -60,7 +62,8 @@ def course_rules(course: Course, t: Thresholds) -> list[Holding]:
     """What the loss and the gradient's size tell at a step that leaves the loss on the plateau or above."""
     found = _forward_explosion(course, t)
     where = "has stayed" if course.level < ERRANT else "is"
-    text = f"the loss {where} at {course.level:.3g} times that of guessing, without progress"
+    counted = f", counting from the least possible, {course.least:.3g}" if course.least and course.level < 1 else ""
+    text = f"the loss {where} at {course.level:.3g} times that of guessing{counted}, without progress"
     found.append(
         Holding("not_learning", "plateau", "train/loss", course.level, t.plateau, "plateau", text, needs=t.patience)
     )

@@ -231,7 +231,6 @@ def _mended(run: Run, layers: Sequence[str]) -> dict[str, Any]:
     hidden = run.record.get("hidden_layers")
     whole = isinstance(hidden, int) and 0 <= hidden <= len(layers)
     depth = run.record.get("depth_layers")
-    known = isinstance(depth, list) and all(tag in layers for tag in depth)
     own = run.record.get("thresholds")
     if not isinstance(own, Mapping):
         own = {name: run.settings.get(f"verdict.{name}") for name in Thresholds.__dataclass_fields__}
@@ -242,8 +241,9 @@ def _mended(run: Run, layers: Sequence[str]) -> dict[str, Any]:
     }
     return {
         "hidden_layers": hidden if whole else run.hidden,
-        "depth_layers": depth if known else None,
+        "depth_layers": depth if isinstance(depth, list) and all(tag in layers for tag in depth) else None,
         "chance_loss": run.number("chance_loss"),
+        "least_loss": run.number("least_loss") or 0.0,
         "adaptive_optimizer": run.record.get("adaptive_optimizer") is True,
         "thresholds": thresholds,
         "theory": theory,
