@@ -18,6 +18,7 @@ from gradstab import watch
 from gradstab.errors import ConfigError
 from gradstab.events import read_records
 from gradstab.measure.diagnosis import judge_records
+from gradstab.monitor.turns import LONGEST_WAIT
 from gradstab.run_directory import read_run
 from tests.integration.test_monitor_misuse import mlp
 
@@ -147,10 +148,33 @@ def test_turns_of_unequal_number_are_steps_of_their_own(tmp_path: Path, every: i
                 optimizers[1].step()
     records = read_records(tmp_path / "run").vectors["signal_grad_norm"]
     layer = next(i for i, name in enumerate(monitor.layers) if name.endswith("critic.0"))
-    assert records.steps.tolist() == list(range(0, 12, every))
+    # Once one is due, all steps are measured up to the maker's turn, which every third step has.
+    measured = list(range(12)) if every == 1 else [0, 1, 2, 4, 5, 6, 7, 8, 10, 11]
+    assert records.steps.tolist() == measured
     # The parts of a round are read as one batch.
     expected = [math.sqrt(8 * len(parts)) * torch.stack([g.norm() for g in parts]).norm().item() for parts in own]
-    assert records.values[:, layer].tolist() == pytest.approx(expected[::every], rel=1e-5)
+    assert records.values[:, layer].tolist() == pytest.approx([expected[step] for step in measured], rel=1e-5)
+
+
+def test_measured_steps_wait_for_a_turn_that_would_always_miss_them(tmp_path: Path) -> None:
+    critic, maker = mlp(2, 4, 1), mlp(4, 4, 2)
+    optimizers = [torch.optim.SGD(critic.parameters(), 0.01), torch.optim.SGD(maker.parameters(), 0.01)]
+    both = nn.ModuleDict({"critic": critic, "maker": maker})
+    with watch(both, tmp_path / "run", optimizer=optimizers, every=10) as monitor:
+        for step in range(30):
+            z = batch(step, 8, 4)[0]
+            for turn in (0, 1) if step % 5 == 4 else (0,):
+                both.zero_grad()
+                loss = critic(maker(z)).square().mean()
+                loss.backward()
+                monitor.step(loss, optimizer=optimizers[turn])
+                optimizers[turn].step()
+    records = read_records(tmp_path / "run").vectors
+    assert records["signal_grad_norm"].steps.tolist() == [*range(5), *range(10, 15), *range(20, 25)]
+    place = next(i for i, name in enumerate(monitor.layers) if name.endswith("maker.0"))
+    moved = records["update_ratio"].values[:, place] > 0
+    assert records["signal_grad_norm"].steps[moved].tolist() == [4, 14, 24]
+    assert not any("had no turn" in note for note in monitor.notes)
 
 
 def test_a_turn_that_never_comes_costs_no_memory(tmp_path: Path) -> None:
@@ -164,16 +188,22 @@ def test_a_turn_that_never_comes_costs_no_memory(tmp_path: Path) -> None:
         calls += len(critic[0]._forward_hooks)
 
     critic.register_forward_pre_hook(count)
-    with watch(both, tmp_path / "run", optimizer=optimizers, every=10) as monitor:
-        for step in range(40):
-            optimizers[0].zero_grad()
-            loss = critic(batch(step, 8, 2)[0]).square().mean()
-            loss.backward()
-            monitor.step(loss, optimizer=optimizers[0])
-            optimizers[0].step()
-            assert len(monitor.signals._passes) <= 2
-    # Hooks are in place for the measured steps, and for those that might still belong to one.
-    assert calls == 4 + 4
+
+    def loop() -> None:
+        with watch(both, tmp_path / "run", optimizer=optimizers, every=10) as monitor:
+            for step in range(40):
+                optimizers[0].zero_grad()
+                loss = critic(batch(step, 8, 2)[0]).square().mean()
+                loss.backward()
+                monitor.step(loss, optimizer=optimizers[0])
+                optimizers[0].step()
+                assert len(monitor.signals._passes) <= 2
+
+    with pytest.warns(UserWarning, match=f"had no turn among {LONGEST_WAIT} measured steps"):
+        loop()
+    # Hooks are in place for the steps measured in waiting, for those measured later, and for the ones after them, which
+    # might still belong to them.
+    assert calls == LONGEST_WAIT + 1 + 1 + 2
 
 
 @pytest.mark.parametrize("frozen", [False, True])

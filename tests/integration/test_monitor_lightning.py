@@ -156,3 +156,69 @@ def test_a_failure_ends_the_record(tmp_path: Path) -> None:
     known = read_run(tmp_path / "run")
     assert (known["status"], known["reason"], known["steps"]) == ("failed", "RuntimeError: the data ran out", 3)
     assert len(read_records(tmp_path / "run").vectors["grad_norm"].steps) == 3
+
+
+class Clips(Net):
+    """Clips by hand: in ``training_step``, or in the hook that follows the backward pass."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(manual=place == "step")
+        self.place = place
+        self.norms: list[float] = []
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def clip(self) -> None:
+        self.norms.append(torch.nn.utils.clip_grad_norm_(self.parameters(), 0.01).item())
+
+    def on_after_backward(self) -> None:
+        if self.place == "hook":
+            self.clip()
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor | None:
+        if self.place == "hook":
+            return super().training_step(batch, index)
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(F.cross_entropy(self.head(self.body(batch[0])), batch[1]))
+        self.clip()
+        optimizer.step()
+        return None
+
+
+@pytest.mark.parametrize("place", ["step", "hook"])
+def test_what_a_module_clips_by_hand_is_looked_at_before(tmp_path: Path, place: str) -> None:
+    model = Clips(place)
+    fit(model, GradstabCallback(tmp_path / "run"))
+    scalars = read_records(tmp_path / "run").scalars
+    assert scalars["global_grad_norm/pre_clip"].values.tolist() == pytest.approx(model.norms, rel=1e-5)
+    assert scalars["global_grad_norm/post_clip"].values.tolist() == pytest.approx([0.01] * 6, rel=1e-3)
+    assert read_run(tmp_path / "run")["clipped_steps"] == 6
+
+
+class Codes(Net):
+    """Has an optimizer of latent codes outside the module, and no other or one of its own."""
+
+    def __init__(self, *, own: bool) -> None:
+        super().__init__(manual=True)
+        self.own = own
+        self.codes = [torch.zeros(6, requires_grad=True)]
+
+    def configure_optimizers(self) -> Any:
+        of_codes = torch.optim.SGD(self.codes, lr=0.1)
+        return [torch.optim.SGD(self.parameters(), lr=0.1), of_codes] if self.own else [of_codes]
+
+    def training_step(self, batch: list[Tensor], index: int) -> None:  # noqa: ARG002
+        self.manual_backward(F.cross_entropy(self.head(self.body(batch[0] + self.codes[0])), batch[1]))
+        for optimizer in self.optimizers() if self.own else [self.optimizers()]:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.filterwarnings("ignore:.*no step was recorded.*")
+def test_optimizers_of_what_the_module_does_not_own_are_passed_over(tmp_path: Path, own: bool) -> None:
+    fit(Codes(own=own), GradstabCallback(tmp_path / "run"))
+    known = read_run(tmp_path / "run")
+    assert (known["status"], known["steps"]) == ("completed", 6 if own else 0)

@@ -208,3 +208,47 @@ def test_the_first_steps_norms_are_those_of_the_layers_they_stand_beside(tmp_pat
     expected = np.array([own["body"], own["head"]]).T
     assert records.vectors["grad_norm"].values == pytest.approx(expected, rel=1e-5)
     assert records.scalars["global_grad_norm/post_clip"].values.tolist() == pytest.approx([0.1] * 3, rel=1e-3)
+
+
+def test_evaluating_after_training_leaves_the_record_alone(tmp_path: Path) -> None:
+    trainer = train(gpt2(), tmp_path / "out", GradstabCallback(tmp_path / "run"))
+    before = read_run(tmp_path / "run")
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert read_run(tmp_path / "run") == before
+
+
+class Retries(Trainer):  # type: ignore[misc]
+    """Runs out of memory once, and computes its loss itself."""
+
+    failed = False
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.state.global_step == 1 and not self.failed:
+            self.failed = True
+            raise RuntimeError("CUDA out of memory.")
+        found: Tensor = super().training_step(*args, **kwargs)
+        return found
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        logits = model(inputs["input_ids"]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+
+def test_a_training_that_begins_again_is_recorded_beside_and_logged_losses_where_they_belong(tmp_path: Path) -> None:
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), per_device_train_batch_size=2, num_train_epochs=1, report_to=[], save_strategy="no",
+        disable_tqdm=True, use_cpu=True, logging_steps=2, eval_strategy="steps", eval_steps=2,
+        auto_find_batch_size=True,
+    )  # fmt: skip
+    callback = GradstabCallback(tmp_path / "run")
+    trainer = Retries(gpt2(), arguments, train_dataset=samples(8), eval_dataset=samples(4), callbacks=[callback])
+    with pytest.warns(UserWarning, match="holds this callback's earlier run"):
+        trainer.train()
+    assert (read_run(tmp_path / "run")["steps"], read_run(tmp_path / "run")["status"]) == (1, "interrupted")
+    logged = {entry["step"] - 1: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    found = read_records(tmp_path / "run-2").scalars
+    recorded = dict(zip(found["train/loss"].steps.tolist(), found["train/loss"].values.tolist(), strict=True))
+    assert list(recorded) == list(logged) == list(range(1, trainer.state.global_step, 2))
+    assert recorded == pytest.approx(logged, abs=1e-4)
+    assert len(found["test/loss"].steps) == len(logged)

@@ -50,7 +50,7 @@ class Judge:
         self._theory = theory or {}
         self._batch_norm = any(str(note).startswith("norm=batch") for note in self._theory.get("notes") or ())
         self._chance, self._least = chance_loss, least_loss
-        self._adaptive = adaptive
+        self.adaptive = adaptive
         self.arrange(hidden, self._layers[:hidden] if depth_layers is None else depth_layers)
         self._losses: deque[float] = deque(maxlen=thresholds.loss_window)
         self._early_norms: list[float] = []
@@ -105,7 +105,7 @@ class Judge:
                 stalled=level is not None and level > self._thresholds.plateau,
                 rising=rising,
                 recovering=self._recovering,
-                adaptive=self._adaptive,
+                adaptive=self.adaptive,
                 signal_share=self._theory.get("signal_share", 1.0),
                 step_scale=self._theory.get("step_scale", 0.0),
                 batch_norm=self._batch_norm,
@@ -231,7 +231,6 @@ def judge_records(records: Records, run: Mapping[str, Any], thresholds: Threshol
         theory=run.get("theory"),
         chance_loss=run.get("chance_loss"),
         least_loss=run.get("least_loss", 0.0),
-        adaptive=run.get("adaptive_optimizer", False),
         depth_layers=run.get("depth_layers"),
     )
     scalars: dict[int, dict[str, float]] = {}
@@ -244,5 +243,6 @@ def judge_records(records: Records, run: Mapping[str, Any], thresholds: Threshol
         for step, vector in zip(series.steps.tolist(), series.values, strict=True):
             vectors.setdefault(step, {})[quantity] = vector
     for step in sorted(scalars.keys() | vectors.keys()):
+        judge.adaptive = run.get("adaptive_optimizer", False) and step >= run.get("adaptive_since", 0)
         judge.observe(step, scalars.get(step, {}), vectors.get(step, {}))
     return judge.verdict()

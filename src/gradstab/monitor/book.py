@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import math
+import contextlib
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradstab import reproducibility, run_directory
+from gradstab import run_directory
 from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError, GradstabError
@@ -25,8 +22,12 @@ from gradstab.measure.recorder import Recorder, StepRecord
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.ledger import Ledger
+from gradstab.monitor.record import closing_record, opening_record
 from gradstab.monitor.rows import Row
 from gradstab.monitor.settings import NOT_IN_SERIES
+
+# Optimizers whose steps keep their size too, and which gradstab has no option for.
+ADAPTIVE_ELSEWHERE = ("adafactor", "adadelta", "rprop", "lion", "lamb", "lars", "shampoo", "soap", "sophia", "prodigy")
 
 
 class Book:
@@ -48,7 +49,8 @@ class Book:
         self._evaluations: list[tuple[int, float, float | None]] = []
         self._started = time.perf_counter()
         self._evaluation: tuple[float, float | None] | None = None
-        self._record = _opening_record(model, chance_loss) | {"thresholds": thresholds.knobs}
+        self._record = opening_record(model, chance_loss) | {"thresholds": thresholds.knobs}
+        self._trouble = ""
         self._opened: tuple[Recorder, Ledger, Judge] | None = None
 
     def check_open(self) -> None:
@@ -65,13 +67,23 @@ class Book:
 
     def uses(self, optimizer: Optimizer) -> None:
         """Note that this optimizer moves the network: steps of some keep their size however small gradients are."""
-        self._record["adaptive_optimizer"] |= any(name in type(optimizer).__name__.lower() for name in ADAPTIVE)
+        name = type(optimizer).__name__.lower()
+        if self._record["adaptive_optimizer"] or not any(kind in name for kind in (*ADAPTIVE, *ADAPTIVE_ELSEWHERE)):
+            return
+        self._record["adaptive_optimizer"] = True
+        if self._opened is not None:
+            recorder, _, judge = self._opened
+            with self._writing():
+                recorder.flush()
+            self._record["adaptive_since"] = recorder.recorded_steps
+            judge.adaptive = True
 
     def write_opening(self, norms: WatchedNorms) -> None:
         """Write run.json as far as it is known, with the layers in their present order."""
         self._record |= {"layers": norms.tags, "hidden_layers": len(norms.hidden)}
         self._record["depth_layers"] = [norms.tags[i] for i in norms.depth]
-        run_directory.write_run(self.directory, self._record | {"notes": self.notes})
+        with self._writing():
+            run_directory.write_run(self.directory, self._record | {"notes": self.notes})
 
     def note_series(self, norms: WatchedNorms) -> None:
         """Note where a line over depth is not taken along all the layers that gradients reach."""
@@ -94,7 +106,8 @@ class Book:
         recorder, ledger, _ = self._open(norms)
         if post is not None and not self._clips:
             # Steps cross to the host together only where all have the same values.
-            recorder.flush()
+            with self._writing():
+                recorder.flush()
             self._clips = True
         if self._clips:
             record.post_norms = record.norms if post is None else post
@@ -102,7 +115,8 @@ class Book:
             ledger.leave_out(record.step, *unknown)
         recorder.add(record)
         if recorder.due:
-            recorder.flush()
+            with self._writing():
+                recorder.flush()
 
     def evaluated(self, step: int, loss: float, accuracy: float | None) -> None:
         """Record an evaluation after ``step`` steps; before the first one is added, layers have no order yet."""
@@ -110,7 +124,9 @@ class Book:
         if self._opened is None:
             self._evaluations.append((step, loss, accuracy))
         else:
-            self._opened[0].write_evaluation(step, loss, accuracy)
+            with self._writing():
+                self._opened[0].flush()
+                self._opened[0].write_evaluation(step, loss, accuracy)
 
     def verdict(self, norms: WatchedNorms, row: Row | None = None) -> Verdict:
         """The verdict on all that was added, and on what is known so far of a step that stays open."""
@@ -118,7 +134,8 @@ class Book:
             raise GradstabError(f"{self.directory}: no step was recorded yet; call step(loss) after backward()")
         recorder, ledger, judge = self._open(norms)
         if not self.closed:
-            recorder.flush()
+            with self._writing():
+                recorder.flush()
         if row is None:
             return judge.verdict()
         ledger = ledger.rehearsal()
@@ -131,19 +148,27 @@ class Book:
     def close(self, status: str, reason: str, norms: WatchedNorms) -> int:
         """Write what is left, the verdict and run.json; returns how many steps were recorded."""
         recorder, ledger, judge = self._open(norms)
-        try:
+        with self._writing(), contextlib.closing(ledger):
+            self.closed = True
+            if self._trouble and status == "completed":
+                status, reason = "failed", self._trouble
             recorder.flush()
-            record = self._record | _closing_record(recorder, ledger, status, reason)
+            record = self._record | closing_record(recorder, ledger, status, reason)
             record["seconds"] = time.perf_counter() - self._started
             if self._evaluation is not None:
                 record["test_loss"], record["test_accuracy"] = self._evaluation
             if recorder.recorded_steps:
                 record["verdict"] = judge.verdict().to_dict()
             run_directory.write_run(self.directory, record | {"notes": self.notes})
-        finally:
-            self.closed = True
-            ledger.close()
         return recorder.recorded_steps
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._trouble = f"{self.directory}: cannot be written to ({error.strerror or error})"
+            raise GradstabError(self._trouble) from error
 
     def _open(self, norms: WatchedNorms) -> tuple[Recorder, Ledger, Judge]:
         if self._opened is None:
@@ -157,7 +182,8 @@ class Book:
                 adaptive=self._record["adaptive_optimizer"],
                 depth_layers=self._record["depth_layers"],
             )
-            ledger = Ledger(self.directory, norms.tags, judge, depth=norms.depth, scaled=self._scaled)
+            with self._writing():
+                ledger = Ledger(self.directory, norms.tags, judge, depth=norms.depth, scaled=self._scaled)
             self._opened = Recorder(norms, ledger, skip_non_finite=True), ledger, judge
             for evaluation in self._evaluations:
                 self._opened[0].write_evaluation(*evaluation)
@@ -181,50 +207,3 @@ def make_directory(directory: str | Path | None) -> Path:
     if any(path.glob("events.out.tfevents.*")):
         raise ConfigError(f"directory={path}: holds an event file already; choose another, or remove it")
     return path
-
-
-def _opening_record(model: nn.Module, chance_loss: float | None) -> dict[str, Any]:
-    """What run.json says of a watched run from the start on."""
-    parameters = list(model.parameters())
-    device = parameters[0].device
-    return {
-        "status": "running",
-        "reason": "",
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "planned_steps": None,
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "seed": None,
-        "versions": reproducibility.versions(),
-        "git_commit": reproducibility.git_commit(),
-        "watched": type(model).__name__,
-        "parameters": sum(p.numel() for p in parameters),
-        "adaptive_optimizer": False,
-        "chance_loss": chance_loss,
-        "theory": {"reason": "a watched network has no configuration that theory could predict from"},
-    }
-
-
-def _closing_record(recorder: Recorder, ledger: Ledger, status: str, reason: str) -> dict[str, Any]:
-    """What run.json says besides once the run has ended."""
-    latest, depth, broken = recorder.latest, ledger.latest_depth, ledger.non_finite
-    if status == "completed" and broken is not None and not math.isfinite(latest.loss):
-        status, reason = "diverged", f"non-finite {broken['quantity']} since step {broken['step']}"
-    norms = latest.layer_grad_norms
-    record: dict[str, Any] = {
-        "status": status,
-        "reason": reason,
-        "steps": recorder.recorded_steps,
-        "skipped_steps": ledger.skipped_steps,
-        "clipped_steps": recorder.clipped_steps,
-        "train_loss": latest.loss if recorder.recorded_steps else None,
-        "test_loss": None,
-        "test_accuracy": None,
-        "best_test_accuracy": None,
-        "depth_factor": depth.factor if depth else None,
-        "depth_factor_r2": depth.r2 if depth else None,
-        "first_layer_grad_norm": norms[0] if norms else None,
-        "last_layer_grad_norm": norms[-1] if norms else None,
-    }
-    return record | ({} if broken is None else {"non_finite": broken})

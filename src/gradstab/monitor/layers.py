@@ -94,6 +94,8 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
     for name, parameter in model.named_parameters():
         if type(parameter).__name__ == "DTensor" or hasattr(parameter, "ds_id"):
             raise ConfigError(f"model: {name} is sharded over processes, so none has its whole gradient")
+        if parameter.is_meta:
+            raise ConfigError(f"model: {name} is on the meta device and has no values; materialise it before watching")
         if is_lazy(parameter):
             raise ConfigError(f"model: {name} has no shape yet; run one forward pass before watching")
     return model, compiled

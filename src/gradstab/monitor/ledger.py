@@ -31,6 +31,8 @@ class Ledger(EventWriter):
         super().__init__(directory, layers)
         self.non_finite: dict[str, Any] | None = None
         self.skipped_steps = 0
+        self.latest_loss: float | None = None
+        self.ends_broken = False
         self.latest_depth: DepthFactor | None = None
         self.judge = judge
         self.depth = list(depth)
@@ -51,9 +53,18 @@ class Ledger(EventWriter):
     def write(
         self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector], wall_time: float | None = None
     ) -> None:
-        unknown = self._unknown.pop(step, None)
-        known = {tag: value for tag, value in scalars.items() if not (unknown and tag in unknown)}
-        whole = known.get("global_grad_norm/pre_clip", 0.0)
+        known = dict(scalars)
+        if "test/loss" not in known:
+            known = self._of_a_step(step, known, vectors)
+        if not self._rehearses:
+            super().write(step, known, vectors, wall_time)
+        self.judge.observe(step, known, vectors)
+
+    def _of_a_step(self, step: int, scalars: dict[str, float], vectors: Mapping[str, Vector]) -> dict[str, float]:
+        """What is known of a step, with what follows from it."""
+        unknown = self._unknown.pop(step, ())
+        known = {tag: value for tag, value in scalars.items() if tag not in unknown}
+        loss, whole = known.get("train/loss"), known.get("global_grad_norm/pre_clip", 0.0)
         skipped = self._scaled and not math.isfinite(whole)
         if "signal_grad_norm" in vectors:
             line = depth_factor(vectors["signal_grad_norm"][self.depth].tolist())
@@ -64,10 +75,11 @@ class Ledger(EventWriter):
             known[SKIPPED] = float(skipped)
             self.skipped_steps += skipped
         if self.non_finite is None and not skipped:
-            self.non_finite = self._non_finite(step, known.get("train/loss", 0.0), whole, vectors)
-        if not self._rehearses:
-            super().write(step, known, vectors, wall_time)
-        self.judge.observe(step, known, vectors)
+            self.non_finite = self._non_finite(step, 0.0 if loss is None else loss, whole, vectors)
+        self.latest_loss = self.latest_loss if loss is None else loss
+        # Where a loss is known it tells whether training went on: a loop may leave out a broken gradient's update.
+        self.ends_broken = not skipped and not math.isfinite(whole if loss is None else loss)
+        return known
 
     def _non_finite(self, step: int, loss: float, whole: float, vectors: Mapping[str, Vector]) -> dict[str, Any] | None:
         if math.isfinite(loss) and math.isfinite(whole):

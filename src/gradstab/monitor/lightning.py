@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
 from gradstab.measure.verdict import Verdict
+from gradstab.monitor.following import inside
 from gradstab.monitor.gradients import scale_of
 from gradstab.monitor.monitor import Monitor
 from gradstab.monitor.options import Attached, MissingLibraryError
@@ -19,12 +20,12 @@ from gradstab.monitor.rows import ending
 # One project under two names, whose classes differ: the trainer's own is the one that is loaded already.
 try:
     if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
-        from pytorch_lightning import Callback
+        from pytorch_lightning import Callback, LightningModule
     else:
-        from lightning.pytorch import Callback
+        from lightning.pytorch import Callback, LightningModule
 except ImportError:
     try:
-        from pytorch_lightning import Callback
+        from pytorch_lightning import Callback, LightningModule
     except ImportError as error:
         raise MissingLibraryError("lightning is not installed; pip install 'gradstab[lightning]'") from error
 
@@ -41,6 +42,8 @@ class GradstabCallback(Callback):  # type: ignore[misc]
         self._attached = Attached(directory, arguments)
         self._loss: Tensor | None = None
         self._scaler: Any = None
+        self._own: set[int] = set()
+        self._clips_first = False
 
     @property
     def monitor(self) -> Monitor | None:
@@ -60,7 +63,12 @@ class GradstabCallback(Callback):  # type: ignore[misc]
             return
         self._loss = None
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
-        monitor = self._attached.begin(pl_module, trainer.optimizers, self._scaler)
+        self._clips_first = not pl_module.automatic_optimization or (
+            type(pl_module).on_after_backward is not LightningModule.on_after_backward
+        )
+        self._own = {id(parameter) for parameter in pl_module.parameters()}
+        optimizers = [optimizer for optimizer in trainer.optimizers if self._moves(optimizer)]
+        monitor = self._attached.begin(pl_module, optimizers, self._scaler)
         # training_step need not call the module itself; a batch is a pass.
         monitor.signals.pass_by_hand()
 
@@ -77,12 +85,21 @@ class GradstabCallback(Callback):  # type: ignore[misc]
             own = loss.detach() if scale is None else loss.detach() / scale
             self._loss = own if self._loss is None else self._loss + own
 
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """Look before the module can: what it does by hand may clip before it steps."""
+        monitor = self._watching(trainer)
+        if monitor is not None and self._clips_first:
+            monitor.look()
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
         """Gradients are whole, unscaled and not clipped yet."""
         monitor = self._watching(trainer)
-        if monitor is not None:
-            monitor.step(self._loss, optimizer=optimizer)
-            self._loss = None
+        if monitor is None or not self._moves(optimizer):
+            return
+        if self._loss is None and pl_module.automatic_optimization:
+            return  # training_step gave no loss to send back: nothing moves.
+        monitor.step(self._loss, optimizer=optimizer)
+        self._loss = None
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Training is done."""
@@ -95,6 +112,11 @@ class GradstabCallback(Callback):  # type: ignore[misc]
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """The trainer lets go."""
         self._attached.end("interrupted", "the trainer ended before training did")
+
+    def _moves(self, optimizer: Any) -> bool:
+        """Whether an optimizer updates parameters of the module: one of latent codes, say, does not."""
+        groups = inside(optimizer).param_groups
+        return any(id(parameter) in self._own for group in groups for parameter in group["params"])
 
     def _watching(self, trainer: Any) -> Monitor | None:
         return self._attached.monitor if trainer.training and trainer.is_global_zero else None

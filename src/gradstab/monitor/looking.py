@@ -35,6 +35,16 @@ class Look:
             return Look(norms, [], [])
         return Look(norms, [self.grads[i] for i in places], [self.versions[i] for i in places])
 
+    def split(self, places: Sequence[int]) -> Look:
+        """What of this look is at these places, norms elsewhere being 0; gradients there are let go of here."""
+        norms, own = torch.zeros_like(as_tensor(self.norms)), list(places)
+        norms[own] = as_tensor(self.norms)[own]
+        part = Look(norms, list(self.grads), list(self.versions))
+        if self.grads:
+            for place in own:
+                self.grads[place] = None
+        return part
+
     def release(self) -> None:
         """Let go of the gradients."""
         self.grads, self.versions = [], []
@@ -49,6 +59,29 @@ class Looker:
         self._optimizers = optimizers
         self._positions: dict[int, tuple[int, list[int]]] = {}
         self._traceless = False
+        self._kept: tuple[Look, int] | None = None
+
+    def rearrange(self, norms: WatchedNorms) -> None:
+        """The same parameters come in another order from now on."""
+        places = self.norms.positions(norms.parameters)
+        self.norms, self._positions = norms, {}
+        if self._kept is not None:
+            self._kept = self._kept[0].reordered(places), self._kept[1]
+
+    def keep(self, backwards: int) -> None:
+        """Look now, after so many backward passes, for :meth:`take`."""
+        self._kept = self.look(), backwards
+
+    def take(self, optimizer: Optimizer | None, backwards: int) -> Look:
+        """What was looked at after this very backward pass, if anything was, and else what there is now."""
+        kept, self._kept = self._kept, None
+        if kept is None or kept[1] != backwards:
+            return self.look(optimizer)
+        if optimizer is None or len(places := self.positions(optimizer)) == len(self.norms.parameters):
+            return kept[0]
+        part = kept[0].split(places)
+        self._kept = kept if any(grad is not None for grad in kept[0].grads) else None
+        return part
 
     def positions(self, optimizer: Optimizer) -> list[int]:
         """Where an optimizer's parameters stand among the watched network's."""

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import math
-import os
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradstab.errors import ConfigError
 from gradstab.measure.quantities import as_tensor
-from gradstab.measure.recorder import StepRecord
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor import gradients, looking
 from gradstab.monitor.book import Book
+from gradstab.monitor.closing import Closing
 from gradstab.monitor.following import Followed, checked
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import WatchedLayer
-from gradstab.monitor.looking import Look, Looker
-from gradstab.monitor.rows import Row, as_number, as_scalar, ending, holds, learning_rate
+from gradstab.monitor.looking import Looker
+from gradstab.monitor.rows import Row, as_number, as_rate, as_scalar, as_share, holds, learning_rate
 from gradstab.monitor.series import in_order
-from gradstab.monitor.settings import COMPILED, EXCHANGED, IDLE, NO_GRADIENT, UNSEEN, Settings
+from gradstab.monitor.settings import COMPILED, EXCHANGED, IDLE, NO_GRADIENT, RARE, UNSEEN, Settings
 from gradstab.monitor.signals import Signals
+from gradstab.monitor.turns import LONGEST_WAIT, Turns
+
+ENDINGS = ("completed", "interrupted", "failed", "diverged")
 
 
-class Monitor:
+class Monitor(Closing):
     """Watches one network while somebody's own loop trains it; made by :func:`gradstab.watch`.
 
     Call :meth:`step` once for every update, after the backward passes and before the optimizer. Steps count from 0.
@@ -42,15 +40,14 @@ class Monitor:
         self._layers = list(layers)
         self._model = model
         self._settings = settings
+        self._turns = Turns(settings.every)
         self._compiled = compiled
         self._followed = Followed(self._at_update)
         self._optimizers = self._followed.optimizers
         self._norms = WatchedNorms(model.parameters(), self._layers)
         self._looker = Looker(self._norms, settings.scaler, self._optimizers)
-        self._looked: Look | None = None
         self._row: Row | None = None
         self._step = 0
-        self._process = os.getpid()
         self.signals = Signals(model, self._layers, settings.conventions)
         scaled = settings.scaler is not None
         self._book = Book(directory, model, settings.thresholds, settings.chance_loss, scaled=scaled)
@@ -58,12 +55,17 @@ class Monitor:
             self._book.complain(COMPILED, stacklevel=4)
         self._book.write_opening(self._norms)
         self._prepare()
-        atexit.register(self._at_exit)
+        super().__init__()
 
     @property
     def directory(self) -> Path:
         """Where the run is recorded."""
         return self._book.directory
+
+    @property
+    def closed(self) -> bool:
+        """Whether the record has ended."""
+        return self._book.closed
 
     @property
     def layers(self) -> list[str]:
@@ -93,8 +95,9 @@ class Monitor:
         them comes again. ``lr`` is recorded where no optimizer is known.
         """
         self._book.check_open()
+        self.check_process()
         value = as_scalar(loss, self._norms.device)
-        lr = None if lr is None else as_number("lr", lr)
+        lr = None if lr is None else as_rate(lr)
         if optimizer is not None:
             optimizer = checked(optimizer)
             self.follow(optimizer)
@@ -109,12 +112,18 @@ class Monitor:
 
     def look(self) -> None:
         """Look at the gradients now, for the next :meth:`step` to record as those before clipping."""
-        self._looked = self._looker.look()
+        self._looker.keep(self._followed.backwards)
+
+    def supply(self, loss: Tensor | float) -> None:
+        """Give the loss of the step recorded last, where :meth:`step` had none."""
+        if self._row is not None:
+            self._row.learn(as_scalar(loss, self._norms.device))
 
     def evaluated(self, loss: float, accuracy: float | None = None) -> None:
         """Record a loss, and an accuracy in [0, 1], on data that is not trained on, after the steps so far."""
         self._book.check_open()
-        known = None if accuracy is None else as_number("accuracy", accuracy)
+        known = None if accuracy is None else as_share("accuracy", accuracy)
+        self._unsettled()
         self._book.evaluated(self._step, as_number("loss", loss), known)
 
     def verdict(self) -> Verdict:
@@ -122,18 +131,16 @@ class Monitor:
 
         Raises :class:`GradstabError` before the first step.
         """
-        row = self._row
-        if row is not None and (row.lacks(self._optimizers) or not looking.moved(self._layers, row.before)):
-            # Its update is still to come; what is known of it so far counts, and it stays open.
-            return self._book.verdict(self._norms, row)
-        self._settle()
-        return self._book.verdict(self._norms)
+        # Of a step whose update is still to come, what is known so far counts.
+        return self._book.verdict(self._norms, self._unsettled())
 
     def close(self, status: str = "completed", reason: str = "") -> None:
         """Write what is left and run.json, and take every hook away; only :meth:`verdict` can be asked afterwards."""
+        if status not in ENDINGS:
+            raise ConfigError(f"status={status!r}: has to be one of {', '.join(ENDINGS)}")
         if self._book.closed:
             return
-        atexit.unregister(self._at_exit)
+        self.forget()
         self.signals.stop()
         self._followed.close()
         if self._row is not None and not looking.moved(self._layers, self._row.before):
@@ -142,37 +149,32 @@ class Monitor:
         if not self._book.close(status, reason, self._norms) and status == "completed":
             warnings.warn(f"{self.directory}: no step was recorded; call step(loss) after backward()", stacklevel=2)
 
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close(*ending(error))
-
     def _begin(self, loss: Tensor, known: bool, optimizer: Optimizer | None, lr: float | None) -> Row:
-        measured = self._settings.measures(self._step)
+        measured = self._turns.measures(self._step)
+        self._turns.begin(self._step, optimizer, self._optimizers)
+        if self._turns.rare:
+            self._book.complain(RARE, stacklevel=4, steps=LONGEST_WAIT)
         if self._step == 0:
             self._arrange()
         elif measured:
             self._rearrange()
-        look, self._looked = self._looked or self._looker.look(optimizer), None
-        rate = lr if lr is not None else learning_rate(self._optimizers if optimizer is None else [optimizer])
-        unknown = ["train/loss"] * (not known) + ["train/learning_rate"] * (rate is None)
-        record = StepRecord(self._step, math.nan if rate is None else rate, loss, norms=look.norms)
+        look = self._looker.take(optimizer, self._followed.backwards)
         if (measured or self._step == 0) and not as_tensor(look.norms).any():
             self._book.complain(NO_GRADIENT, stacklevel=4, step=self._step)
-        parts = [] if optimizer is None else [optimizer]
-        row = Row(record, look, parts or list(self._optimizers), list(parts), unknown, self._followed.backwards)
+        rate = lr if lr is not None else learning_rate(self._optimizers if optimizer is None else [optimizer])
+        row = Row.of(self._step, loss, known, rate, look, self._followed.backwards)
+        row.awaiting, row.parts = ([optimizer], [optimizer]) if optimizer else (list(self._optimizers), [])
         if measured:
-            record.quantities = self._read()
+            row.record.quantities = self._read()
             row.before = looking.copied_weights(self._layers)
         self._step += 1
         return row
 
     def _extend(self, row: Row, optimizer: Optimizer) -> None:
         """Add what another optimizer is about to update to a step that has begun."""
-        row.extend(self._looker.look(optimizer), optimizer, self._looker.positions(optimizer), self._followed.backwards)
+        backwards = self._followed.backwards
+        self._turns.take(optimizer)
+        row.extend(self._looker.take(optimizer, backwards), optimizer, self._looker.positions(optimizer), backwards)
         if row.before is not None and self.signals.active:
             row.record.quantities = self._read()
 
@@ -191,6 +193,14 @@ class Monitor:
             # Nobody asks again what they were, and held on to they would take memory beside the next ones.
             row.look.release()
 
+    def _unsettled(self) -> Row | None:
+        """The step begun last as long as its update is still to come; one that was made is recorded."""
+        row = self._row
+        if row is not None and (row.lacks(self._optimizers) or not looking.moved(self._layers, row.before)):
+            return row
+        self._settle()
+        return None
+
     def _settle(self) -> None:
         """Record the step that was begun last, its update made."""
         row, self._row = self._row, None
@@ -206,7 +216,7 @@ class Monitor:
 
     def _prepare(self, *, whole: bool = True) -> None:
         """Put the next step's hooks in place; until one is ``whole``, what follows may be its or the next one's."""
-        wanted = self._settings.measures(self._step) and not self._compiled
+        wanted = self._turns.measures(self._step) and not self._compiled
         if not whole and self.signals.active and (wanted or (self._row is not None and self._row.before is not None)):
             self.signals.divide()
             return
@@ -217,12 +227,9 @@ class Monitor:
     def _arrange(self) -> None:
         """Put the layers into the order in which the first forward pass met them."""
         if self.signals.seen:
-            earlier = self._norms
             self._layers[:] = in_order(self._layers, self.signals.order)
             self._norms = norms = WatchedNorms(self._model.parameters(), self._layers)
-            self._looker = Looker(norms, self._settings.scaler, self._optimizers)
-            if self._looked is not None:
-                self._looked = self._looked.reordered(earlier.positions(norms.parameters))
+            self._looker.rearrange(norms)
             norms.take_roots(self.signals.roots, self._optimizers)
             self._book.note_series(norms)
         elif self._settings.every is not None and not self._compiled:
@@ -241,9 +248,3 @@ class Monitor:
         scale = gradients.scale_of(self._settings.scaler)
         found = self.signals.read(self._layers, self._norms.width, scale)
         return found | {"weight_norm": looking.weight_norms(self._layers)}
-
-    def _at_exit(self) -> None:
-        """The interpreter ends, and nobody has closed this; a forked child has nothing to close."""
-        if os.getpid() == self._process:
-            with contextlib.suppress(Exception):
-                self.close(*ending(getattr(sys, "last_value", None)))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from gradstab import run_directory
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor.monitor import Monitor
@@ -20,6 +23,14 @@ _GIVEN = ("model", "optimizer", "scaler")
 
 class MissingLibraryError(GradstabError, ImportError):
     """A library that a callback belongs to is not installed."""
+
+
+def _free(directory: Path) -> Path:
+    """A directory beside this one, which holds the same callback's earlier run."""
+    beside = (directory.with_name(f"{directory.name}-{number}") for number in itertools.count(2))
+    free = next(path for path in beside if not run_directory.holds_run(path.expanduser()))
+    warnings.warn(f"watch: {directory} holds this callback's earlier run; this one is in {free}", stacklevel=4)
+    return free
 
 
 class Attached:
@@ -38,9 +49,10 @@ class Attached:
         self.monitor: Monitor | None = None
 
     def begin(self, model: nn.Module, optimizers: Sequence[Any], scaler: Any) -> Monitor:
-        """Start watching; a run that was never ended is closed first."""
+        """Start watching; a run that was never ended is closed first, and its directory left as it is."""
         self.end("interrupted", "another run began")
-        self.monitor = watch(model, self.directory, optimizer=list(optimizers), scaler=scaler, **self.arguments)
+        directory = self.directory if self.monitor is None or self.directory is None else _free(Path(self.directory))
+        self.monitor = watch(model, directory, optimizer=list(optimizers), scaler=scaler, **self.arguments)
         return self.monitor
 
     def end(self, status: str = "completed", reason: str = "") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,12 +24,25 @@ class Row:
 
     record: StepRecord
     look: Look
-    awaiting: list[Optimizer]
-    parts: list[Optimizer]
     unknown: list[str]
     backwards: int
+    awaiting: list[Optimizer] = field(default_factory=list)
+    parts: list[Optimizer] = field(default_factory=list)
     before: list[list[Tensor]] | None = None
     post: Norms | None = None
+
+    @classmethod
+    def of(cls, step: int, loss: Tensor, known: bool, rate: float | None, look: Look, backwards: int) -> Row:
+        """A step with this loss and learning rate, as far as known, looked at after so many backward passes."""
+        unknown = ["train/loss"] * (not known) + ["train/learning_rate"] * (rate is None)
+        record = StepRecord(step, math.nan if rate is None else rate, loss, norms=look.norms)
+        return cls(record, look, unknown, backwards)
+
+    def learn(self, loss: Tensor) -> None:
+        """Take the step's loss, which was not known when it began."""
+        if "train/loss" in self.unknown:
+            self.unknown.remove("train/loss")
+            self.record.loss = loss
 
     def end(self) -> None:
         """The loop ended before the update: none is not an update of 0."""
@@ -83,6 +96,22 @@ def ending(error: BaseException | None) -> tuple[str, str]:
 def holds(optimizers: Sequence[Optimizer], one: Optimizer) -> bool:
     """Whether this very optimizer is among them."""
     return any(one is other for other in optimizers)
+
+
+def as_rate(value: Any) -> float:
+    """A learning rate; raises :class:`ConfigError` for what cannot be one."""
+    rate = as_number("lr", value)
+    if not 0 <= rate < math.inf:
+        raise ConfigError(f"lr={rate:g}: has to be a finite number of at least 0")
+    return rate
+
+
+def as_share(key: str, value: Any) -> float:
+    """A number in [0, 1]; raises :class:`ConfigError` for anything else but NaN."""
+    share = as_number(key, value)
+    if share < 0 or share > 1:
+        raise ConfigError(f"{key}={share:g}: has to be a share between 0 and 1")
+    return share
 
 
 def learning_rate(optimizers: Sequence[Optimizer]) -> float | None:

@@ -28,6 +28,10 @@ IDLE = (
     "the optimizer has not stepped for some steps: if another one moves the network now, tell of it with "
     "follow(optimizer), or learning rates and norms after clipping are not its own"
 )
+RARE = (
+    "an optimizer had no turn among {steps} measured steps in a row: of its layers, all quantities are known only "
+    "where its turns happen to be measured steps; every=1 measures all"
+)
 EXCHANGED = (
     "the network has other parameters than when watching began ({new} new, {gone} gone): new ones are not measured; "
     "close this monitor, and watch again"
@@ -43,7 +47,3 @@ class Settings:
     conventions: Conventions = field(default_factory=Conventions)
     thresholds: Thresholds = field(default_factory=Thresholds)
     chance_loss: float | None = None
-
-    def measures(self, step: int) -> bool:
-        """Whether all quantities are taken at this step, and not norms alone."""
-        return self.every is not None and step % self.every == 0

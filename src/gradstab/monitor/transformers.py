@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
     The Trainer clips before it calls anybody, so gradients are looked at as every backward pass ends: norms before
     clipping are those of the last one of a step, where all have been added up, and norms after it come with the update.
     The loss is the network's own output ``loss``, weighted as the Trainer weights it over micro-batches. Where the loss
-    is computed outside the network (label smoothing, ``compute_loss_func``) only the logged one is known.
+    is computed outside the network (label smoothing, ``compute_loss_func``) only the logged one is known, a mean over
+    the steps since the one before. Evaluations count while training goes on, those on one data set.
     """
 
     def __init__(self, directory: str | Path | None = None, **arguments: Any) -> None:
@@ -39,7 +41,6 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
         self._queued = False
         self._looked = False
         self._loss: Tensor | None = None
-        self._logged: float | None = None
 
     def __deepcopy__(self, _memo: object) -> GradstabCallback:
         # Of a network that is copied, whose hooks are bound to this: what they then find is nobody's.
@@ -77,10 +78,10 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
         inner = unwrapped(model)[0]
         optimizer, self._scaler = _inside(optimizer)
         self._attached.begin(model, [optimizer], self._scaler)
-        self._loss, self._logged, self._queued, self._looked = None, None, False, False
+        self._loss, self._queued, self._looked = None, False, False
         trainable = [p for p in inner.parameters() if p.requires_grad]
-        # Either end of the network: the first of them to get its gradient tells that a backward pass is under way.
-        for parameter in {id(p): p for p in (trainable[0], trainable[-1])}.values():
+        # The first of them to get its gradient tells that a backward pass is under way; not all need to get one.
+        for parameter in {id(p): p for p in (*trainable[:: max(len(trainable) // 16, 1)], *trainable[-1:])}.values():
             hook = parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
             self._handles.append(hook)
         self._handles.append(inner.register_forward_hook(self._on_output))
@@ -90,21 +91,22 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
         monitor = self._attached.monitor
         if monitor is None:
             return
-        loss = self._loss if self._loss is not None else self._logged
         if not self._looked and args.max_grad_norm:
             raise ConfigError("model: its gradients come without the backward pass being seen, and clipped")
-        monitor.step(loss)
-        self._loss, self._logged, self._looked = None, None, False
+        monitor.step(self._loss)
+        self._loss, self._looked = None, False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Keep the logged loss for the next step, should it show none of its own."""
-        self._logged = (logs or {}).get("loss")
+        """Take the logged loss for the step just made, should it have shown none of its own."""
+        if self._attached.monitor is not None and logs and (loss := _number(logs.get("loss"))) is not None:
+            self._attached.monitor.supply(loss)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
-        """Record the evaluation."""
+        """Record the evaluation, while training goes on; an accuracy that is no share is somebody's own metric."""
         monitor, metrics = self._attached.monitor, metrics or {}
-        if monitor is not None and "eval_loss" in metrics:
-            monitor.evaluated(metrics["eval_loss"], metrics.get("eval_accuracy"))
+        loss, accuracy = _number(metrics.get("eval_loss")), _number(metrics.get("eval_accuracy"))
+        if monitor is not None and not monitor.closed and loss is not None:
+            monitor.evaluated(loss, accuracy if accuracy is not None and 0 <= accuracy <= 1 else None)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Training is done."""
@@ -141,6 +143,11 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
 def _again(kind: type[GradstabCallback], directory: Any, arguments: dict[str, Any]) -> GradstabCallback:
     """A callback like another, before any training."""
     return kind(directory, **arguments)
+
+
+def _number(value: Any) -> float | None:
+    """What a Trainer reports as a number; None for anything else."""
+    return float(value) if isinstance(value, Real) else None
 
 
 def _inside(optimizer: Any) -> tuple[Optimizer, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from gradstab.config.compose import read_knobs
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError
 from gradstab.monitor.book import make_directory
@@ -87,11 +89,12 @@ def _settings(
     check_scaler(scaler)
     if thresholds is not None and not isinstance(thresholds, Thresholds):
         raise ConfigError(f"thresholds={type(thresholds).__name__}: has to be verdict_options.Thresholds, or None")
+    known = read_knobs(Thresholds, asdict(thresholds or Thresholds()), "thresholds")
     if chance_loss is not None:
         chance_loss = as_number("chance_loss", chance_loss)
         if not 0 < chance_loss < math.inf:
             raise ConfigError(f"chance_loss={chance_loss}: has to be a finite number above 0, or None")
-    return Settings(every, scaler, conventions, thresholds or Thresholds(), chance_loss)
+    return Settings(every, scaler, conventions, known, chance_loss)
 
 
 def _optimizers(given: Any) -> list[Optimizer]:

@@ -228,9 +228,8 @@ def _mended(run: Run, layers: Sequence[str]) -> dict[str, Any]:
         value = as_number(theory.pop(key, None))
         if value is not None:
             theory[key] = value
-    hidden = run.record.get("hidden_layers")
+    hidden, depth = run.record.get("hidden_layers"), run.record.get("depth_layers")
     whole = isinstance(hidden, int) and 0 <= hidden <= len(layers)
-    depth = run.record.get("depth_layers")
     own = run.record.get("thresholds")
     if not isinstance(own, Mapping):
         own = {name: run.settings.get(f"verdict.{name}") for name in Thresholds.__dataclass_fields__}
@@ -245,6 +244,7 @@ def _mended(run: Run, layers: Sequence[str]) -> dict[str, Any]:
         "chance_loss": run.number("chance_loss"),
         "least_loss": run.number("least_loss") or 0.0,
         "adaptive_optimizer": run.record.get("adaptive_optimizer") is True,
+        "adaptive_since": run.number("adaptive_since") or 0,
         "thresholds": thresholds,
         "theory": theory,
     }

@@ -1,0 +1,55 @@
+"""What has to be closed: at the end of a ``with`` block, or else of the interpreter."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+from gradstab.errors import GradstabError
+from gradstab.monitor.rows import ending
+
+
+class Closing(ABC):
+    """Calls :meth:`close` with how it ended, in the process that made it; a forked child has nothing to close."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        atexit.register(self._at_exit)
+
+    @abstractmethod
+    def close(self, status: str = "completed", reason: str = "") -> None:
+        """End what is open, and :meth:`forget` of it; later calls do nothing."""
+
+    def forget(self) -> None:
+        """The interpreter's end is nothing to wait for any more."""
+        atexit.unregister(self._at_exit)
+
+    def check_process(self) -> None:
+        """Raises :class:`GradstabError` in any other process: two would write into one file."""
+        if os.getpid() != self._process:
+            raise GradstabError("this monitor belongs to the process that made it; watch again in this one")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close(*ending(error))
+        except GradstabError as problem:
+            if error is None:
+                raise
+            # What went wrong in the block is what matters.
+            warnings.warn(f"watch: {problem}", stacklevel=2)
+
+    def _at_exit(self) -> None:
+        if os.getpid() == self._process:
+            with contextlib.suppress(Exception):
+                self.close(*ending(getattr(sys, "last_value", None)))

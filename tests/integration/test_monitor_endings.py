@@ -1,0 +1,156 @@
+"""watch() where something ends or goes wrong: no loss, no room on the disk, another process, another optimizer."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gradstab import watch
+from gradstab.config.verdict_options import Thresholds
+from gradstab.errors import ConfigError, GradstabError
+from gradstab.events import EventWriter, read_records
+from gradstab.measure.diagnosis import judge_records
+from gradstab.monitor.monitor import Monitor
+from gradstab.run_directory import read_run
+
+
+def mlp(depth: int = 2) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(part for _ in range(depth) for part in (nn.Linear(4, 4), nn.Sigmoid())), nn.Linear(4, 3))
+
+
+def advance(monitor: Monitor, model: nn.Module, optimizer: Any, *, known: bool = True, scale: float = 1.0) -> None:
+    optimizer.zero_grad()
+    loss = model(torch.ones(5, 4)).square().mean()
+    loss.backward()
+    for parameter in model.parameters():
+        parameter.grad *= scale
+    monitor.step(loss if known else None)
+    if scale == 1:
+        optimizer.step()
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("broken", "status"), [(1, "completed"), (3, "diverged")])
+def test_without_a_loss_the_last_gradient_tells_how_it_ended(
+    tmp_path: Path, known: bool, broken: int, status: str
+) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, tmp_path / "run", optimizer=optimizer) as monitor:
+        for step in range(4):
+            advance(monitor, model, optimizer, known=known, scale=torch.inf if step == broken else 1.0)
+    record = read_run(tmp_path / "run")
+    assert record["status"] == ("completed" if known else status)
+    assert (record["train_loss"] is None) == (not known)
+
+
+def test_a_loss_that_is_known_later_is_the_last_steps(tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, tmp_path / "run", optimizer=optimizer) as monitor:
+        for step in range(4):
+            advance(monitor, model, optimizer, known=step == 2)
+            if step > 0:
+                monitor.supply(float(step))
+    losses = read_records(tmp_path / "run").scalars["train/loss"]
+    assert losses.steps.tolist() == [1, 2, 3]
+    assert losses.values[0] == 1.0
+    assert losses.values[1] < 1.0
+    assert losses.values[2] == 3.0
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = watch(model, tmp_path / "run", optimizer=optimizer)
+    advance(monitor, model, optimizer)
+    with monkeypatch.context() as patched:
+        patched.setattr(EventWriter, "flush", full)
+        with pytest.raises(GradstabError, match=r"run: cannot be written to \(No space left on device\)"):
+            monitor.verdict()
+    monitor.close()
+    record = read_run(tmp_path / "run")
+    assert (record["status"], "No space left" in record["reason"]) == ("failed", True)
+
+
+def test_where_the_record_is_gone_the_loops_own_error_is_raised(tmp_path: Path) -> None:
+    model = mlp()
+
+    def loop() -> None:
+        with watch(model, tmp_path / "gone") as monitor:
+            advance(monitor, model, torch.optim.SGD(model.parameters(), lr=0.1))
+            shutil.rmtree(tmp_path / "gone")
+            raise ValueError("mine")
+
+    with pytest.warns(UserWarning, match="gone: cannot be written to"), pytest.raises(ValueError, match="mine"):
+        loop()
+
+
+def _step_in_child(monitor: Monitor, model: nn.Module, optimizer: Any, said: Any) -> None:
+    try:
+        advance(monitor, model, optimizer)
+    except GradstabError as error:
+        said.put(str(error))
+
+
+def test_a_forked_process_writes_nothing_into_its_parents_record(tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    context = multiprocessing.get_context("fork")
+    said = context.SimpleQueue()
+    with watch(model, tmp_path / "run", optimizer=optimizer) as monitor:
+        advance(monitor, model, optimizer)
+        child = context.Process(target=_step_in_child, args=(monitor, model, optimizer, said))
+        child.start()
+        assert "watch again in this one" in said.get()
+        child.join()
+    assert read_records(tmp_path / "run").scalars["train/loss"].steps.tolist() == [0]
+
+
+def test_from_the_step_on_that_another_optimizer_takes_over_its_limits_hold(tmp_path: Path) -> None:
+    model = mlp(depth=9)
+    first, second = torch.optim.SGD(model.parameters(), lr=1e-6), torch.optim.Adam(model.parameters(), lr=1e-6)
+    with watch(model, tmp_path / "run", optimizer=first, every=1) as monitor:
+        limits = []
+        for step in range(8):
+            if step == 4:
+                monitor.follow(second)
+            advance(monitor, model, first if step < 4 else second)
+            live = monitor.verdict()
+            limits.append(next(f.threshold for f in live.findings if f.rule == "depth_span"))
+    record = read_run(tmp_path / "run")
+    assert record["adaptive_since"] == 4
+    assert limits[-1] == pytest.approx(limits[2] * Thresholds().adaptive_slack)
+    assert judge_records(read_records(tmp_path / "run"), record) == live
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (lambda m: watch(m, thresholds=Thresholds(plateau="a")), "thresholds.plateau=a: must be a number"),
+        (lambda m: watch(m, thresholds=Thresholds(loss_window=-1)), "thresholds.loss_window=-1: must be"),
+        (lambda _: watch(mlp().to("meta")), "model: 0.weight is on the meta device"),
+        (lambda m: watch(m).step(0.5, lr=-1), "lr=-1: has to be a finite number of at least 0"),
+        (lambda m: watch(m).evaluated(0.5, 97.5), "accuracy=97.5: has to be a share between 0 and 1"),
+        (lambda m: watch(m).close("done"), "status='done': has to be one of completed, interrupted"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as raised:
+        wrong(mlp())
+    assert str(raised.value).startswith(line)
