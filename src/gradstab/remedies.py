@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
+from gradstab.candidates import candidates
 from gradstab.config import Config, from_hydra, to_container
-from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.config.registry import Option
 from gradstab.errors import ConfigError
 from gradstab.expectation import Inputs, expect, signal_share
-from gradstab.measure.rules import WHOLE_RANGE
 from gradstab.measure.verdict import HEALTHY, Remedy, Verdict
-from gradstab.theory import NoTheory, activation, critical_point, half_stable_point
+from gradstab.theory import NoTheory
 
 MOST = 6
-ADAM_RATE = 0.001
 # Mean squares of pre-activations beyond which an activation has little of its input left to answer to.
 LONG = 25.0
-
-# Steps so many times larger than a chain stands are too large for any network.
-WILD = 10.0
-# Where the rate would have to be less than this share of what it is, it is not the rate that is wrong.
-LEAST_RATE = 1e-4
-
-_BORN = ("non_finite", "dead_fraction", "saturated_fraction")
-_ABOUT_DEPTH = {"vanishing", "exploding", "saturated", "non_finite", "not_learning"}
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    overrides: tuple[str, ...]
-    reason: str
-    about_depth: bool = True
 
 
 def remedies_for(
@@ -61,7 +43,7 @@ def remedies_for(
     unproven: list[Remedy] = []
     others: list[Remedy] = []
     tried: list[Config] = []
-    for candidate in _candidates(config, verdict, steady, typical_norm):
+    for candidate in candidates(config, verdict, steady, typical_norm):
         changed = _applied(config, candidate.overrides)
         if changed is None or changed in tried:
             continue
@@ -79,105 +61,6 @@ def remedies_for(
                 proven.append((max(decades, config.verdict.steady_decades), remedy))
     ranked = [remedy for _, remedy in sorted(proven, key=lambda pair: pair[0])]
     return (*[*ranked, *unproven][: MOST - len(others)], *others)
-
-
-def _candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: float | None) -> Iterator[_Candidate]:
-    """What is worth trying, the smallest change first."""
-    kinds, rules = set(verdict.labels), {finding.rule for finding in verdict.findings}
-    if "dead_units" in kinds and config.act.name == "relu":
-        yield _Candidate(("act=leaky_relu",), "a slope below 0, so that no unit dies")
-    if "lost_in_dropout" in rules:
-        yield _Candidate(("model.dropout=0",), "no masks, no noise")
-        yield _Candidate(("model.residual=scaled",), "skip paths carry the signal past the masks")
-    if kinds & _ABOUT_DEPTH and not steady:
-        yield from _depth_candidates(config)
-    # A network that is broken, dead or saturated before its first update is so at any rate.
-    born = {f.kind for f in verdict.findings if f.first_step == 0 and f.rule in _BORN}
-    updated = verdict.step > 0 and not born
-    without_gradient = any(f.rule == "depth_span" and f.value >= WHOLE_RANGE for f in verdict.findings)
-    too_large = [f for f in verdict.findings if f.rule == "large_steps"]
-    # An adaptive optimizer's steps keep their size however large gradients are.
-    bounded = config.optimizer.name not in ADAPTIVE or not too_large
-    if bounded and ("exploding" in kinds or ("non_finite" in kinds and updated)):
-        limit = min(1.0, typical_norm or 1.0)
-        if config.clip.name != "norm" or config.clip.knobs["max_norm"] > limit:
-            reason = "bounds every step, whatever the gradient (Pascanu et al. 2013)"
-            yield _Candidate(("clip=norm", f"clip.max_norm={limit:.2g}"), reason, about_depth=False)
-    rate = config.optimizer.knobs["lr"]
-    tiny = [f.threshold / f.value for f in verdict.findings if f.rule == "tiny_updates" and f.value > 0]
-    if too_large:
-        # Half of what the rules let pass.
-        fit = min(f.threshold / f.value for f in verdict.findings if f.rule in ("large_steps", "overshoot")) / 2
-        if fit > LEAST_RATE:
-            reason = "steps that a chain of this depth stands"
-            yield _Candidate((f"optimizer.lr={float(f'{rate * fit:.1g}'):g}",), reason, about_depth=False)
-        # A step many times as large as the weights is no matter of paths.
-        if "overshoot" not in rules and too_large[0].value < WILD * too_large[0].threshold:
-            yield _Candidate(("model.residual=scaled",), "skip paths, with which networks stand larger steps")
-    elif "tiny_updates" in rules and config.schedule.name != "constant":
-        yield _Candidate(("schedule=constant",), "a rate that stays as large as it is at first", about_depth=False)
-    elif tiny or (rules == {"plateau"} and steady and verdict.findings[0].value < 1.05):
-        larger = 10.0 ** max(1, math.ceil(math.log10(max([1.0, *tiny]))))
-        yield _Candidate((f"optimizer.lr={rate * larger:.3g}",), "larger steps", about_depth=False)
-    elif updated and (
-        kinds & {"exploding", "non_finite", "dead_units", "saturated"} or rules == {"plateau"} or "erratic" in rules
-    ):
-        yield _Candidate((f"optimizer.lr={rate / 10:.3g}",), "smaller steps", about_depth=False)
-    slow = kinds & {"vanishing", "not_learning"} and not too_large and not without_gradient
-    if slow and config.optimizer.name in ("sgd", "momentum", "nesterov"):
-        own_rate = rate != type(config.optimizer)(config.optimizer.name).knobs["lr"] or "optimizer.lr" in config.written
-        overrides = ("optimizer=adam", *((f"optimizer.lr={ADAM_RATE:g}",) if own_rate else ()))
-        yield _Candidate(overrides, "steps of one size, however small the gradient", about_depth=False)
-
-
-def _depth_candidates(config: Config) -> Iterator[_Candidate]:
-    """Networks whose gradient may pass: first the same one drawn otherwise, then others."""
-    # Behind a norm the scale of weights means nothing.
-    initial = _critical_overrides(config) if config.model.knobs.get("norm", "none") == "none" else ()
-    if initial:
-        yield _Candidate(initial, "weights at the activation's edge of chaos, where the gradient keeps its size")
-    yield _Candidate(("model.residual=scaled",), "skip paths, branches scaled by 1/√blocks")
-    yield _Candidate(("model.residual=rezero",), "skip paths, branches that start at 0")
-    if initial:
-        yield _Candidate(("model.residual=scaled", *initial), "skip paths and critical weights")
-    yield _Candidate(("model.norm=layer",), "normalised pre-activations")
-    yield _Candidate(("model.norm=batch",), "pre-activations normalised over the batch")
-    reset = _gain_reset(config)
-    yield _Candidate(("act=relu", "init=kaiming_normal", *reset), "the pair that keeps variances")
-    yield _Candidate(("act=tanh", "init=critical", *reset), "a bounded activation at its edge of chaos")
-
-
-def _critical_overrides(config: Config) -> tuple[str, ...]:
-    """How to draw at the edge of chaos, in words that leave the command's others valid; () where there is no edge.
-
-    Where the edge is unstable without biases (GELU, SiLU, Mish), it is taken beyond the half-stable point.
-    """
-    reset = _gain_reset(config)
-    knobs = config.init.knobs
-    try:
-        phi = activation(config.act.name, **config.act.knobs)
-        half = half_stable_point(phi)
-        sigma_b2 = knobs.get("sigma_b2", 0.0)
-        if half is not None and sigma_b2 < half.sigma_b2 and config.model.knobs.get("bias", True):
-            sigma_b2 = round(1.15 * half.sigma_b2, 2)
-        point = critical_point(phi, sigma_b2)
-    except NoTheory:
-        return ()
-    biases = (f"init.sigma_b2={sigma_b2:g}",) if sigma_b2 != knobs.get("sigma_b2", 0.0) else ()
-    if config.init.name not in ("variance", "normal", "uniform"):
-        return ("init=critical", *biases, *reset) if config.init.name != "critical" else (*biases, *reset)
-    variance = point.sigma_w2 * (1 - config.model.knobs.get("dropout", 0.0))
-    if config.init.name == "variance":
-        return (f"init.sigma_w2={variance:.6g}", *biases, *reset)
-    width = config.model.knobs.get("width")
-    if not isinstance(width, int) or biases:
-        return ()
-    knob, value = ("std", variance / width) if config.init.name == "normal" else ("bound", 3 * variance / width)
-    return (f"init.{knob}={math.sqrt(value):.4g}", *reset)
-
-
-def _gain_reset(config: Config) -> tuple[str, ...]:
-    return ("init.gain=1",) if config.init.knobs["gain"] != 1 else ()
 
 
 def _is_lenet(config: Config) -> bool:

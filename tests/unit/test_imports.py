@@ -45,7 +45,7 @@ LAYERS = [
         "catalogue",
     },
     {"evaluation", "measure.probe", "expectation", "asymptotics", "jacobians"},
-    {"remedies"},
+    {"candidates", "remedies"},
     {"measure.recorder"},
     {"parts", "progress"},
     {"training", "monitor", "forensics"},
