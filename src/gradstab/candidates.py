@@ -13,22 +13,26 @@ from gradstab.measure.verdict import Verdict
 from gradstab.theory import NoTheory, activation, critical_point, half_stable_point
 
 ADAM_RATE = 0.001
-# Steps so many times larger than a chain stands are too large for any network.
+# Steps so many times larger than a chain stands are too large for any network; rates so many times an optimizer's own
+# are far from usual.
 WILD = 10.0
 # Where the rate would have to be less than this share of what it is, it is not the rate that is wrong.
 LEAST_RATE = 1e-4
 
 _BORN = ("non_finite", "dead_fraction", "saturated_fraction")
+# What steps that are too large leave behind.
+_WRECKED = {"exploding", "non_finite", "dead_units", "saturated"}
 _ABOUT_DEPTH = {"vanishing", "exploding", "saturated", "non_finite", "not_learning"}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Overrides, and why; theory has a word on those that are ``about_depth``."""
+    """Overrides, and why; theory has a word on those that are ``about_depth``, and is not waited for by ``first``."""
 
     overrides: tuple[str, ...]
     reason: str
     about_depth: bool = True
+    first: bool = False
 
 
 def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: float | None) -> Iterator[Candidate]:
@@ -53,31 +57,58 @@ def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: flo
         if config.clip.name != "norm" or config.clip.knobs["max_norm"] > limit:
             reason = "bounds every step, whatever the gradient (Pascanu et al. 2013)"
             yield Candidate(("clip=norm", f"clip.max_norm={limit:.2g}"), reason, about_depth=False)
-    rate = config.optimizer.knobs["lr"]
-    tiny = [f.threshold / f.value for f in verdict.findings if f.rule == "tiny_updates" and f.value > 0]
-    if too_large:
-        # Half of what the rules let pass.
-        fit = min(f.threshold / f.value for f in verdict.findings if f.rule in ("large_steps", "overshoot")) / 2
-        if fit > LEAST_RATE:
-            reason = "steps that a chain of this depth stands"
-            yield Candidate((f"optimizer.lr={float(f'{rate * fit:.1g}'):g}",), reason, about_depth=False)
-        # A step many times as large as the weights is no matter of paths.
-        if "overshoot" not in rules and too_large[0].value < WILD * too_large[0].threshold:
-            yield Candidate(("model.residual=scaled",), "skip paths, with which networks stand larger steps")
-    elif "tiny_updates" in rules and config.schedule.name != "constant":
-        yield Candidate(("schedule=constant",), "a rate that stays as large as it is at first", about_depth=False)
-    elif tiny or (rules == {"plateau"} and steady and verdict.findings[0].value < 1.05):
-        larger = 10.0 ** max(1, math.ceil(math.log10(max([1.0, *tiny]))))
-        yield Candidate((f"optimizer.lr={rate * larger:.3g}",), "larger steps", about_depth=False)
-    elif updated and (
-        kinds & {"exploding", "non_finite", "dead_units", "saturated"} or rules == {"plateau"} or "erratic" in rules
-    ):
-        yield Candidate((f"optimizer.lr={rate / 10:.3g}",), "smaller steps", about_depth=False)
+    yield from _rate_candidates(config, verdict, steady, updated, without_gradient)
     slow = kinds & {"vanishing", "not_learning"} and not too_large and not without_gradient
     if slow and config.optimizer.name in ("sgd", "momentum", "nesterov"):
-        own_rate = rate != type(config.optimizer)(config.optimizer.name).knobs["lr"] or "optimizer.lr" in config.written
+        own_rate = config.optimizer.knobs["lr"] != _usual_rate(config) or "optimizer.lr" in config.written
         overrides = ("optimizer=adam", *((f"optimizer.lr={ADAM_RATE:g}",) if own_rate else ()))
         yield Candidate(overrides, "steps of one size, however small the gradient", about_depth=False)
+
+
+def _rate_candidates(
+    config: Config, verdict: Verdict, steady: bool, updated: bool, without_gradient: bool
+) -> Iterator[Candidate]:
+    """Smaller steps or larger ones, by what the verdict says of those that were made.
+
+    A rate that the first step shows to be wrong, and that is far from usual besides, comes first.
+    """
+    kinds, rules = set(verdict.labels), {finding.rule for finding in verdict.findings}
+    rate, usual = config.optimizer.knobs["lr"], _usual_rate(config)
+    high = rate >= WILD * usual
+    too_large = [f for f in verdict.findings if f.rule == "large_steps"]
+    # Half of what the rules on the first step let pass.
+    shares = [f.threshold / f.value / 2 for f in verdict.findings if f.rule in ("large_steps", "overshoot")]
+    fit = min(shares, default=1.0)
+    # What is wrecked, or has no gradient, hardly moves at any rate.
+    tiny = [f for f in verdict.findings if f.rule == "tiny_updates" and not (without_gradient or kinds & _WRECKED)]
+    stuck = rules == {"plateau"} and steady and verdict.findings[0].value < 1.05
+    if too_large:
+        # A step many times as large as the weights is no matter of paths.
+        wild = "overshoot" in rules or too_large[0].value >= WILD * too_large[0].threshold
+        if fit > LEAST_RATE:
+            reason = "steps that a chain of this depth stands"
+            words = (f"optimizer.lr={float(f'{rate * fit:.1g}'):g}",)
+            yield Candidate(words, reason, about_depth=False, first=wild and high)
+        if not wild:
+            yield Candidate(("model.residual=scaled",), "skip paths, with which networks stand larger steps")
+    elif tiny and config.schedule.name != "constant":
+        yield Candidate(("schedule=constant",), "a rate that stays as large as it is at first", about_depth=False)
+    elif (any(f.value > 0 for f in tiny) or stuck) and not high:
+        missing = min(max([10.0, *(f.threshold / f.value for f in tiny)]), 1e300)
+        larger = min(rate * 10.0 ** math.ceil(math.log10(missing)), WILD * usual)
+        yield Candidate((f"optimizer.lr={larger:.3g}",), "larger steps", about_depth=False)
+    elif updated and (kinds & _WRECKED or rules == {"plateau"} or "erratic" in rules):
+        smaller = rate * max(min(0.1, fit), LEAST_RATE)
+        # Steps of an adaptive optimizer are as large as its rate says, whatever the loss.
+        wild = high and (fit < 1 or config.optimizer.name in ADAPTIVE)
+        words = (f"optimizer.lr={min(smaller, usual) if wild else smaller:.2g}",)
+        yield Candidate(words, "smaller steps", about_depth=False, first=wild)
+
+
+def _usual_rate(config: Config) -> float:
+    """The optimizer's own rate, where none is chosen."""
+    rate: float = type(config.optimizer)(config.optimizer.name).knobs["lr"]
+    return rate
 
 
 def _depth_candidates(config: Config) -> Iterator[Candidate]:

@@ -29,6 +29,8 @@ def remedies_for(
 ) -> tuple[Remedy, ...]:
     """At most six remedies, those that mean-field theory expects to work first, the smallest change before others.
 
+    Before them comes a smaller rate, where the first step shows that the rate is what is wrong.
+
     Each can be pasted behind the command that made ``config``: what its knobs would make invalid is not offered.
     Changes to the network come with the depth factor that theory predicts for them, and only where that is steady over
     the depth, lengths stay moderate and dropout leaves a signal. Without theory, only changes to rates, clipping and
@@ -42,6 +44,7 @@ def remedies_for(
     proven: list[tuple[float, Remedy]] = []
     unproven: list[Remedy] = []
     others: list[Remedy] = []
+    first: list[Remedy] = []
     tried: list[Config] = []
     for candidate in candidates(config, verdict, steady, typical_norm):
         changed = _applied(config, candidate.overrides)
@@ -49,7 +52,7 @@ def remedies_for(
             continue
         tried.append(changed)
         if not candidate.about_depth:
-            others.append(Remedy(candidate.overrides, candidate.reason))
+            (first if candidate.first else others).append(Remedy(candidate.overrides, candidate.reason))
         elif _is_lenet(config):
             # Theory would need the pooling windows' correlations in the changed network.
             if not candidate.overrides[0].startswith("model.residual"):
@@ -60,7 +63,7 @@ def remedies_for(
                 remedy = Remedy(candidate.overrides, candidate.reason, factor)
                 proven.append((max(decades, config.verdict.steady_decades), remedy))
     ranked = [remedy for _, remedy in sorted(proven, key=lambda pair: pair[0])]
-    return (*[*ranked, *unproven][: MOST - len(others)], *others)
+    return (*first, *[*ranked, *unproven][: MOST - len(first) - len(others)], *others)
 
 
 def _is_lenet(config: Config) -> bool:

@@ -148,6 +148,42 @@ def test_steps_too_large_for_the_depth_call_for_smaller_ones_or_skip_paths(confi
     assert remedies_for(config, inputs, Verdict(30, (large, tiny))) == remedies
 
 
+RULES = {
+    "overshoot": ("exploding", 30.0),
+    "large_steps": ("not_learning", 3.0),
+    "tiny_updates": ("not_learning", 1e-4),
+    "dead_fraction": ("dead_units", 0.9),
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "values", "first"),
+    [
+        # What the first steps killed hardly moves, and not for want of larger ones.
+        ("model=lenet5 optimizer.lr=5", {"overshoot": 343, "dead_fraction": 1, "tiny_updates": 1e-20}, "0.01"),
+        ("model.residual=scaled optimizer=adam optimizer.lr=1", {"dead_fraction": 1, "tiny_updates": 1e-9}, "0.001"),
+        # As small as the overshoot says, and at most a tenth; clipping or other paths would not do.
+        ("model.residual=add optimizer.lr=2", {"overshoot": 128006}, "0.00023"),
+        ("model.norm=batch optimizer.lr=0.2", {"overshoot": 31}, "0.01"),
+        ("act=gelu init=critical model.depth=10 optimizer.lr=1", {"overshoot": 1873, "large_steps": 1023}, "0.001"),
+        # A rate as usual is not what is wrong.
+        ("init.gain=3 model.depth=5", {"overshoot": 3000, "large_steps": 30}, None),
+        # A gradient that needs more than ten times a usual rate is not the rate's fault either.
+        ("model.depth=3 optimizer.lr=0.01", {"tiny_updates": 1e-20}, "0.1"),
+    ],
+)
+def test_the_rate_comes_first_where_it_is_what_is_wrong(
+    configure: Compose, inputs: Inputs, overrides: str, values: dict[str, float], first: str | None
+) -> None:
+    findings = [
+        Finding(kind, rule, "", (), 10, 199, 2, values[rule], limit, "", "")
+        for rule, (kind, limit) in RULES.items()
+        if rule in values
+    ]
+    remedy = remedies_for(configure(*overrides.split()), inputs, Verdict(199, tuple(findings)))[0]
+    assert remedy.overrides == ((f"optimizer.lr={first}",) if first else ("init=critical", "init.gain=1"))
+
+
 def test_no_remedy_loses_the_signal_in_dropout_again(configure: Compose, inputs: Inputs) -> None:
     lost = Finding("vanishing", "lost_in_dropout", "", (), 0, 0, 1, 1e-9, 5e-5, "", "")
     config = configure("model.dropout=0.5", "model.depth=60")
