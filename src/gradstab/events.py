@@ -8,6 +8,7 @@ beside it go scalars that a person looks at.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import struct
@@ -34,6 +35,17 @@ PLUGIN = "gradstab"
 MAX_SHOWN = 64
 
 Vector = NDArray[np.float64]
+
+_SINGLE = struct.Struct("<f")
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def as_written(value: float) -> float:
+    """A scalar as the event file holds it: in single precision, and finite still where it was."""
+    if math.isfinite(value):
+        value = min(max(value, -_LARGEST), _LARGEST)
+    rounded: float = _SINGLE.unpack(_SINGLE.pack(value))[0]
+    return rounded
 
 
 def shown_layers(count: int, at_most: int = MAX_SHOWN) -> list[int]:
@@ -95,7 +107,7 @@ class EventWriter:
         event = template.event
         event.wall_time, event.step = wall_time or time.time(), step
         for slot, value in zip(template.scalars, scalars.values(), strict=True):
-            slot.simple_value = value
+            slot.simple_value = as_written(value)
         for (whole, shown), vector in zip(template.vectors, vectors.values(), strict=True):
             whole.tensor.tensor_content = vector.astype("<f8", copy=False).tobytes()
             values = vector.tolist()

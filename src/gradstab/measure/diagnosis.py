@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradstab.config.verdict_options import KINDS, Thresholds
-from gradstab.events import Records, Vector
+from gradstab.events import Records, Vector, as_written
 from gradstab.measure.depth import said_of_depth
 from gradstab.measure.rules import Broken, Holding, Profile, broken, profile_rules
 from gradstab.measure.step_rules import Course, Recovery, course_rules, step_rules
@@ -67,11 +67,12 @@ class Judge:
         self._hidden, self._depth = hidden, np.array([places[tag] for tag in depth_layers], np.int64)
 
     def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
-        """Take one step's values, as the event file gets them; steps come in order.
+        """Take one step's values, which count as the event file holds them; steps come in order.
 
         Of an evaluation on the test split only counts whether it is finite. Without a training loss, only what needs
         none is judged.
         """
+        scalars = {tag: as_written(scalars[tag]) for tag in LOOKED_AT & scalars.keys()}
         if (tested := scalars.get("test/loss")) is not None:
             self._take_evaluation(step, tested)
         loss = scalars.get("train/loss")

@@ -90,7 +90,7 @@ def broken(
         found = np.flatnonzero(np.isinf(signals)).tolist()
     if not found and (norm is None or math.isfinite(norm)):
         return None
-    # The event file's scalars are in single precision, which huge but finite norms of float64 overflow.
+    # Of float64's huge but finite norms, the squares overflow when they are put together.
     if not found and norms is not None and math.isinf(norm or 0.0) and float(np.linalg.norm(norms)) >= SINGLE:
         return None
     return Broken("grad_norm", tuple(layers[i] for i in found), math.inf)
