@@ -81,6 +81,7 @@ def _rate_candidates(
     fit = min(shares, default=1.0)
     # What is wrecked, or has no gradient, hardly moves at any rate.
     tiny = [f for f in verdict.findings if f.rule == "tiny_updates" and not (without_gradient or kinds & _WRECKED)]
+    harmless = "tiny_updates" in rules and rate <= usual and fit >= 1
     stuck = rules == {"plateau"} and steady and verdict.findings[0].value < 1.05
     if too_large:
         # A step many times as large as the weights is no matter of paths.
@@ -97,7 +98,7 @@ def _rate_candidates(
         missing = min(max([10.0, *(f.threshold / f.value for f in tiny)]), 1e300)
         larger = min(rate * 10.0 ** math.ceil(math.log10(missing)), WILD * usual)
         yield Candidate((f"optimizer.lr={larger:.3g}",), "larger steps", about_depth=False)
-    elif updated and (kinds & _WRECKED or rules == {"plateau"} or "erratic" in rules):
+    elif updated and not harmless and (kinds & _WRECKED or rules == {"plateau"} or "erratic" in rules):
         smaller = rate * max(min(0.1, fit), LEAST_RATE)
         # Steps of an adaptive optimizer are as large as its rate says, whatever the loss.
         wild = high and (fit < 1 or config.optimizer.name in ADAPTIVE)

@@ -217,6 +217,10 @@ def test_where_no_gradient_comes_no_rate_is_offered(configure: Compose, inputs: 
     words = [word for remedy in remedies_for(config, inputs, Verdict(30, (nothing,))) for word in remedy.overrides]
     assert "init=critical" in words
     assert not any(word.startswith("optimizer") for word in words)
+    # Nor where units never lived, rather than died of steps.
+    findings = [Finding(kind, kind, "", (), 10, 30, 3, 0.0, 1.0, "", "") for kind in ("dead_units", "tiny_updates")]
+    remedies = remedies_for(configure("init=normal", "init.std=0.01"), inputs, Verdict(30, tuple(findings)))
+    assert not any(word.startswith("optimizer.lr") for remedy in remedies for word in remedy.overrides)
 
 
 def test_a_rate_that_the_schedule_took_away_is_given_back(configure: Compose, inputs: Inputs) -> None:
