@@ -94,7 +94,9 @@ def test_no_gradient_at_all_is_vanishing() -> None:
 def test_underflow_towards_the_input_is_vanishing() -> None:
     one = judge()
     looked(one, 0, CHANCE, signal_grad_norm=np.array([0.0, 0.0, *profile(0.9)[2:]]))
-    assert one.verdict().labels == ("vanishing",)
+    (finding,) = one.verdict().findings
+    assert finding.kind == "vanishing"
+    assert finding.explanation.startswith(f"δ falls to 0 from {TAGS[9]} to {TAGS[0]}, ")
 
 
 def test_a_span_that_no_float_holds() -> None:

@@ -132,8 +132,12 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
         return []
     fit = "" if line is None else f", {line.factor:.3g} per layer towards the input (R² {line.r2:.2f})"
     size = f"{10**decades:.2g}" if decades < 300 else f"10^{decades:.0f}"
-    ratio = f"a factor of {size}" if delta[low] > 0 else "down to 0"
-    text = f"δ spans {ratio} between {layers[high]} and {layers[low]}{fit}: " + (
+    span = (
+        f"spans a factor of {size} between {layers[high]} and"
+        if delta[low] > 0
+        else f"falls to 0 from {layers[high]} to"
+    )
+    text = f"δ {span} {layers[low]}{fit}: " + (
         "layers near the input hardly get a gradient" if falls else "the gradient grows on its way to the input"
     )
     # The layers beyond the limit, counted from the sound end.
