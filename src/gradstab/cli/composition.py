@@ -64,7 +64,7 @@ def compose(
             raise ConfigError(f"{text}: a group takes one option; several are a sweep: -m with commas between them")
     check_names(overrides)
     # To Hydra, commas are a sweep unless they are quoted; this key takes several values.
-    args = [re.sub(r"""^(stop_on=)([^\["']*,.*)$""", r"\1[\2]", arg) for arg in args]
+    args = [re.sub(r"""^(stop_on=)([^\["']*,[^"']*)$""", r"\1'\2'", arg) for arg in args]
     _register_resolvers(folder)
     args = _from_run_directory(args)
     check_folders(args)

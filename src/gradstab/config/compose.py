@@ -86,6 +86,9 @@ def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
 def _read_option(group: str, node: Any, problems: list[str]) -> Option | None:
     name = node.get("name") if isinstance(node, Mapping) else node
     cls = OPTIONS[group].get(name) if isinstance(name, str) else None
+    if node is None:
+        problems.append(f"{group}: a group cannot be empty; {one_of(OPTIONS[group], '')}")
+        return None
     if cls is None or not isinstance(node, Mapping):
         problems.append(f"{group}={name}: {one_of(OPTIONS[group], str(name))}")
         return None

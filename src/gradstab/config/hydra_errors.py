@@ -41,6 +41,8 @@ def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
         return ConfigError(
             f"{text}: a run's own config.yaml fixes its options; allowed: knobs, and scalars such as seed=1"
         )
+    if removed := re.match(r"(?:Error merging override ~|Could not delete from config\. ')([^'=\s]+)", str(error)):
+        return ConfigError(f"~{removed[1]}: cannot be taken out; {_WORDS}")
     if "Ambiguous value for argument" in str(error):
         text = str(error).split("'")[1]
         return ConfigError(f"{text}: several values; allowed: one, or a sweep over them: gradstab train -m")
