@@ -107,7 +107,8 @@ def fit(
         saver.save(progress)
         raise
     if outcome.status == "completed" and outcome.evaluated and not math.isfinite(outcome.test_loss):
-        outcome.status, outcome.reason = "diverged", f"non-finite test loss after step {outcome.steps - 1}"
+        said = f"non-finite test loss after step {outcome.steps - 1}"
+        outcome.status, outcome.reason = "diverged", "; ".join(filter(None, [outcome.reason, said]))
     witness.ended(outcome)
     return outcome
 

@@ -86,6 +86,16 @@ def test_stop_on_ends_a_run_early_and_says_why(train: Train) -> None:
     assert "vanishing" in record["verdict"]["labels"]
 
 
+def test_what_stopped_a_run_is_said_beside_a_test_loss_that_is_not_finite(here: Here, tmp_path: Path) -> None:
+    done = here("train", *SMALL, "optimizer.lr=10", "stop_on=non_finite", "on_divergence=skip", "out_dir=r")
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert record["status"] == "diverged"
+    assert record["reason"].startswith("stop_on=non_finite: ")
+    assert "; non-finite test loss after step " in record["reason"]
+    # The table shows the last measured step, and δ there is NaN.
+    assert "\nat step 0, going towards the input, δ changes" in done.stdout
+
+
 def test_stop_on_leaves_a_healthy_run_alone(train: Train) -> None:
     record = train(*SMALL, "model.depth=4", "stop_on=[exploding,vanishing,not_learning,dead_units,saturated]")
     assert (record["steps"], record["reason"]) == (30, "")

@@ -213,12 +213,13 @@ def _log_bars(values: list[float], width: int) -> list[str]:
 
 def reading(latest: Latest) -> str:
     """One line on the last profile: what the signal's gradient does per layer, and over the whole depth."""
-    depth = latest.depth
+    depth, hidden = latest.depth, latest.signal_grad_norms[:-1]
+    if hidden and all(value == 0 for value in hidden):
+        return "no gradient reaches the hidden layers"
     if depth is None:
-        hidden = latest.signal_grad_norms[:-1]
-        zero = hidden and all(value == 0 for value in hidden)
-        return "no gradient reaches the hidden layers" if zero else "too few hidden layers for a depth factor"
+        return "too few hidden layers for a depth factor"
+    when = "" if latest.depth_step == latest.measured_step else f"at step {latest.depth_step}, "
     return (
-        f"going towards the input, δ changes by a factor of {depth.factor:.3f} per layer "
+        f"{when}going towards the input, δ changes by a factor of {depth.factor:.3f} per layer "
         f"(R² {depth.r2:.2f}), {over_depth(depth.factor, depth.layers)} over {depth.layers} layers"
     )

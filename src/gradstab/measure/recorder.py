@@ -58,12 +58,15 @@ class Latest:
     """The last values that reached the host, for the terminal and for run.json.
 
     Norms are those of the last step at which all were finite: what was before it broke says more than NaN does.
+    ``depth`` is of ``depth_step``, which is not ``measured_step`` where too few layers had a gradient since.
     """
 
     loss: float = math.nan
     layer_grad_norms: list[float] = field(default_factory=list)
     signal_grad_norms: list[float] = field(default_factory=list)
     depth: DepthFactor | None = None
+    depth_step: int = 0
+    measured_step: int = 0
 
 
 class Observer(Protocol):
@@ -172,9 +175,9 @@ class Recorder:
         if "signal_grad_norm" in vectors:
             signals = vectors["signal_grad_norm"].tolist()
             depth = depth_factor(signals[: len(self._probe.hidden)])
-            latest.signal_grad_norms = signals
+            latest.signal_grad_norms, latest.measured_step = signals, record.step
             if depth is not None:
-                latest.depth = depth
+                latest.depth, latest.depth_step = depth, record.step
                 scalars["depth_factor"], scalars["depth_factor_r2"] = depth.factor, depth.r2
         self._writer.write(record.step, scalars, vectors, wall_time)
         for observer in self._observers:
