@@ -244,6 +244,10 @@ def test_a_first_step_far_beyond_the_reach_of_its_gradient(unit: float) -> None:
 def test_what_does_not_overshoot() -> None:
     assert first_step(20.0).verdict().labels == ("healthy",)
     assert first_step(40.0, adaptive=True).verdict().labels == ("healthy",), "Adam's first step is of one size"
+    one = judge()
+    huge = {name: np.full(11, 1e50) for name in ("grad_norm", "weight_norm", "update_ratio")}
+    looked(one, 0, 1e90, signal_grad_norm=profile(1.0), **huge)
+    assert [f.rule for f in one.verdict().findings] == ["forward_explosion"], "1e90 is beyond what the file holds"
 
 
 def exploded(losses: Sequence[float], spreads: Sequence[float]) -> Judge:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradstab.config.verdict_options import Thresholds
 from gradstab.events import Vector
-from gradstab.measure.rules import Holding, Profile
+from gradstab.measure.rules import SINGLE, Holding, Profile
 
 # A loss this many times that of guessing has not stayed there.
 ERRANT = 1.2
@@ -109,7 +109,8 @@ def _erratic(course: Course, t: Thresholds) -> list[Holding]:
 def _overshoot(profile: Profile, loss: float | None, t: Thresholds) -> list[Holding]:
     """By its own gradient, the first step would lower the loss by many times what there is of it."""
     gradients, weights = profile.vectors.get("grad_norm"), profile.vectors.get("weight_norm")
-    if gradients is None or weights is None or profile.adaptive or loss is None or not 0 < loss < math.inf:
+    # A loss beyond single precision is only known to be large, and is no measure.
+    if gradients is None or weights is None or profile.adaptive or loss is None or not 0 < loss < SINGLE:
         return []
     # A plain step points along the gradient, so that norms multiply; how large it was, clipping included, is measured.
     with np.errstate(all="ignore"):
