@@ -373,16 +373,19 @@ def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder(here: Here,
 
 
 @linux
-def test_a_report_writes_through_no_link(here: Here, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", steps=3)
+@pytest.mark.parametrize("link", ["report_figures", "report_figures/two"])
+def test_a_report_writes_through_no_link(here: Here, tmp_path: Path, link: str) -> None:
+    for name in ("one", "two"):
+        make_run(tmp_path / "runs" / name, steps=3)
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "folder").mkdir()
-    (run / "report.html").symlink_to(tmp_path / "precious")
-    (run / "report_figures").symlink_to(tmp_path / "folder")
-    done = here("report", "run", "--figures", "png")
+    (tmp_path / "runs/report.html").symlink_to(tmp_path / "precious")
+    (tmp_path / "runs" / link).parent.mkdir(exist_ok=True)
+    (tmp_path / "runs" / link).symlink_to(tmp_path / "folder")
+    done = here("report", "runs", "--figures", "png")
     assert (tmp_path / "precious").read_text() == "kept"
     assert not list((tmp_path / "folder").iterdir())
-    one_line(done, 1, "report_figures", "link")
+    one_line(done, 1, f"{link}: is a link")
 
 
 @linux

@@ -349,7 +349,10 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "args",
-    [["--out", "file/below"], ["--out", "report.html"], ["--figures", "png"], ["--csv"], ["--out", "/dev/null/x.html"]],
+    [
+        *(["--out", place] for place in ("file/below", "report.html", "/dev/null/x.html", "x" * 300)),
+        *(["--figures", "png"], ["--csv"]),
+    ],
 )
 def test_what_cannot_be_written_is_one_line_and_exit_code_1(report: Report, tmp_path: Path, args: list[str]) -> None:
     make_run(tmp_path / "run", steps=2)

@@ -81,26 +81,35 @@ def _figures(target: Path) -> Path:
 
 def _target(request: Request) -> Path:
     """Where the page goes; its folder exists afterwards."""
+    try:
+        target = _place(request)
+        if request.figures:
+            _refuse_link(_figures(target))
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        asked = PAGE if request.out is None else f"--out {request.out}"
+        raise GradstabError(f"{asked}: cannot be written ({error.strerror})") from error
+    return target
+
+
+def _place(request: Request) -> Path:
     out = request.out
     if out is None:
         folder = request.folders[0] if len(request.folders) == 1 else Path()
-        target = folder / PAGE
-    elif out.suffix.lower() in (".html", ".htm") and not out.is_dir():
-        target = out
-    elif out.suffix.lower() in (".pdf", ".png", ".svg", ".csv", ".parquet") and not out.is_dir():
+        return folder / PAGE
+    if out.suffix.lower() in (".html", ".htm") and not out.is_dir():
+        return out
+    if out.suffix.lower() in (".pdf", ".png", ".svg", ".csv", ".parquet") and not out.is_dir():
         raise ConfigError(f"--out {out}: the page is HTML; allowed: a folder, or a file's name that ends in .html")
-    elif out.is_file():
+    if out.is_file():
         raise ConfigError(f"--out {out}: is a file; allowed: a folder, or a file's name that ends in .html")
-    else:
-        target = out / PAGE
-    if request.figures and _figures(target).is_symlink():
-        # A run from somebody else may have it point anywhere.
-        raise GradstabError(f"{_figures(target)}: is a link; allowed: --out with another place")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GradstabError(f"{target}: cannot be written ({error.strerror})") from error
-    return target
+    return out / PAGE
+
+
+def _refuse_link(folder: Path) -> None:
+    """Pictures are written through no link: a run from somebody else may have it point anywhere."""
+    if folder.is_symlink():
+        raise GradstabError(f"{folder}: is a link; allowed: --out with another place")
 
 
 def _read(
@@ -171,6 +180,7 @@ def _write_pictures(
 
 def _write_picture(path: Path, kind: str, content: bytes) -> None:
     try:
+        _refuse_link(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GradstabError(f"{path.parent}: cannot be written ({error.strerror})") from error
