@@ -383,8 +383,10 @@ def test_help(report: Report) -> None:
     assert all(flag in done.stdout for flag in ("--out", "--figures", "--steps", "--csv", "--parquet", "DIR"))
 
 
-def test_cells_that_are_not_there_are_told_of(report: Report, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
+@pytest.mark.parametrize(("folder", "whole"), [("up/sweep", True), ("up", True), ("up/sweep/000_a", False)])
+def test_cells_that_are_not_there_are_told_of(report: Report, tmp_path: Path, folder: str, whole: bool) -> None:
+    sweep = tmp_path / "up/sweep"
+    make_run(tmp_path / "up/other")
     make_run(sweep / "000_a")
     (sweep / "000_a/config.yaml").unlink()
     settings = {"model": {"name": "deep_mlp", "width": 7}, "seed": 3}
@@ -393,11 +395,11 @@ def test_cells_that_are_not_there_are_told_of(report: Report, tmp_path: Path) ->
         for number, name in enumerate(("a", "b", "c"))
     ]
     (sweep / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = report("sweep")
+    done = report(folder)
     said = "2 of 3 cells have not run yet"
-    assert f"gradstab: sweep: {said}" in done.stderr
-    page = (sweep / "report.html").read_text()
-    assert said in page
+    assert (f"gradstab: sweep: {said}" in done.stderr) == whole
+    page = (tmp_path / folder / "report.html").read_text()
+    assert (said in page) == whole
     # What a run itself does not say, the ledger does.
     assert "model.width" in page
 

@@ -116,8 +116,10 @@ def test_runs_are_found_below_a_folder_each_once(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     for name in ("b/001", "a/000"):
         (tmp_path / name / "run.json").write_text("{}")
-    found = finding.find([tmp_path, tmp_path / "a/000"])
+    (tmp_path / "a/mark").write_text("")
+    found, marked = finding.find([tmp_path, tmp_path / "a/000"], "mark")
     assert found == [tmp_path / "a/000", tmp_path / "b/001"]
+    assert marked == [tmp_path / "a"]
     assert finding.names(found) == ["a/000", "b/001"]
     assert finding.names(found[:1]) == ["000"]
 

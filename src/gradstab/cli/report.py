@@ -63,32 +63,38 @@ def report(args: Sequence[str]) -> int:
         _steps(values.get("--steps", [])),
     )
     from gradstab.report.build import Request, build
+    from gradstab.report.finding import find
+    from gradstab.sweeps.ledger import LEDGER_FILE
 
-    planned, missing = _sweeps(folders)
-    request = Request(
-        tuple(folders), out, kinds, steps, "--csv" in values, "--parquet" in values, planned=planned, missing=missing
-    )
+    directories, sweeps = find(folders, LEDGER_FILE)
+    planned, missing = _ledgers(directories, sweeps)
+    tables = "--csv" in values, "--parquet" in values
+    request = Request(tuple(folders), tuple(directories), out, kinds, steps, *tables, planned=planned, missing=missing)
     return say(build(request, complain) + "\n")
 
 
-def _sweeps(folders: Sequence[Path]) -> tuple[dict[Path, dict[str, Any]], tuple[str, ...]]:
-    """What ledgers say of sweeps among the folders: each cell's settings by its place, and which have not run."""
-    from gradstab.report.finding import holds, holds_run
-    from gradstab.sweeps.ledger import LEDGER_FILE, Ledger
+def _ledgers(runs: Sequence[Path], sweeps: Sequence[Path]) -> tuple[dict[Path, dict[str, Any]], tuple[str, ...]]:
+    """What ledgers say: the settings of ``runs`` and other cells by their places, and how many of ``sweeps`` are not.
+
+    A run that was named alone has its settings from the ledger too, but of its sweep's other cells nothing is missed.
+    """
+    from gradstab.report.finding import holds_run
+    from gradstab.sweeps.ledger import Ledger
 
     planned: dict[Path, dict[str, Any]] = {}
     missing = []
-    for folder in folders:
+    whole = {folder.resolve(): folder for folder in sweeps}
+    for place in dict.fromkeys([*whole, *(run.resolve().parent for run in runs)]):
         try:
-            entries = Ledger(folder).read()[0] if holds(folder, LEDGER_FILE) else {}
+            entries = Ledger(whole.get(place, place)).read()[0]
         except GradstabError as error:
             missing.append(str(error))
             continue
-        places = {(folder / entry.directory).resolve(): entry.settings for entry in entries.values()}
-        planned |= places
-        absent = sum(not holds_run(place) for place in places)
-        if absent:
-            missing.append(f"{folder.resolve().name}: {absent} of {len(places)} cells have not run yet")
+        cells = {(place / entry.directory).resolve(): entry.settings for entry in entries.values()}
+        planned |= cells
+        absent = sum(not holds_run(cell) for cell in cells)
+        if absent and place in whole:
+            missing.append(f"{place.name}: {absent} of {len(cells)} cells have not run yet")
     return planned, tuple(missing)
 
 

@@ -26,11 +26,12 @@ NOTED = 10
 class Request:
     """What was asked for; ``steps`` are those to draw depth profiles at, ``figures`` kinds of files.
 
-    ``planned`` are the settings that a sweep gave the runs in these directories, and ``missing`` says in a line for
-    each sweep how much of it there is not.
+    ``directories`` are the runs in or below ``folders``, ``planned`` the settings that a sweep gave them, and
+    ``missing`` says in a line for each sweep how much of it there is not.
     """
 
     folders: tuple[Path, ...]
+    directories: tuple[Path, ...]
     out: Path | None = None
     figures: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
@@ -43,13 +44,12 @@ class Request:
 def build(request: Request, note: Callable[[str], object]) -> str:
     """Write what was asked for and say in one line what that was; ``note`` gets a line for each thing amiss.
 
-    Raises :class:`ConfigError` where there is nothing to report on, and GradstabError where nothing can be written.
+    Raises GradstabError where nothing can be written.
     """
-    directories = finding.find(request.folders)
     if request.parquet:
         exports.require_pyarrow()
     target = _target(request)
-    found, digests, written = _read(request, directories, target)
+    found, digests, written = _read(request, target)
     _say_what_is_missing(request, found, note)
     keys = table.differing([run.settings for run in found])
     detailed = len(found) <= DETAILED
@@ -112,10 +112,9 @@ def _refuse_link(folder: Path) -> None:
         raise GradstabError(f"{folder}: is a link; allowed: --out with another place")
 
 
-def _read(
-    request: Request, directories: Sequence[Path], target: Path
-) -> tuple[list[runs.Run], list[Digest], list[str]]:
+def _read(request: Request, target: Path) -> tuple[list[runs.Run], list[Digest], list[str]]:
     """Read one run after another, so that the records of no two are in memory at once."""
+    directories = request.directories
     found, digests = [], []
     wanted = [kind for kind, asked in (("csv", request.csv), ("parquet", request.parquet)) if asked]
     paths = {kind: target.with_suffix(f".{kind}") for kind in wanted}

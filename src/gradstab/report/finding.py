@@ -12,15 +12,16 @@ from gradstab.report.runs import EVENT_FILES, printable
 from gradstab.run_directory import RUN_FILE
 
 
-def find(folders: Iterable[Path]) -> list[Path]:
-    """The directories of all runs in or below each folder, in order, each once.
+def find(folders: Iterable[Path], mark: str = "") -> tuple[list[Path], list[Path]]:
+    """The directories of all runs in or below each folder, and those that hold a file ``mark``; in order, each once.
 
     Raises :class:`ConfigError` naming the folder that is none, or holds no run.
     """
     found: dict[Path, Path] = {}
+    marked: dict[Path, Path] = {}
     for folder in folders:
         try:
-            below = _below(folder)
+            below, marks = _below(folder, mark)
         except OSError as error:
             raise ConfigError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
         if not below:
@@ -28,7 +29,9 @@ def find(folders: Iterable[Path]) -> list[Path]:
             raise ConfigError(f"{printable(folder)}: {what}")
         for directory in below:
             found.setdefault(directory.resolve(), directory)
-    return list(found.values())
+        for directory in marks:
+            marked.setdefault(directory.resolve(), directory)
+    return list(found.values()), list(marked.values())
 
 
 def holds_run(directory: Path) -> bool:
@@ -38,32 +41,29 @@ def holds_run(directory: Path) -> bool:
     return False
 
 
-def holds(directory: Path, name: str) -> bool:
-    """Whether a file of that name is there; not where that cannot be told."""
-    with contextlib.suppress(OSError):
-        return (directory / name).is_file()
-    return False
-
-
-def _below(folder: Path) -> list[Path]:
+def _below(folder: Path, mark: str) -> tuple[list[Path], list[Path]]:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder"
         raise ConfigError(f"{printable(folder)}: {what}; allowed: a run's directory, or a folder with runs in it")
-    return [folder] if _is_run(path.name for path in folder.iterdir()) else _walk(folder)
+    names = [path.name for path in folder.iterdir()]
+    return ([folder], [folder] * (mark in names)) if _is_run(names) else _walk(folder, mark)
 
 
-def _walk(folder: Path) -> list[Path]:
-    """All runs below a folder, through links too; a link that leads back is not followed twice."""
+def _walk(folder: Path, mark: str) -> tuple[list[Path], list[Path]]:
+    """All runs and marks below a folder, through links too; a link that leads back is not followed twice."""
     seen: set[str] = set()
-    found = []
+    found, marked = [], []
     for root, below, files in os.walk(folder, followlinks=True):
         place = os.path.realpath(root)
         if place in seen:
             below.clear()
-        elif _is_run(files):
-            found.append(Path(root))
+            continue
         seen.add(place)
-    return sorted(found)
+        if _is_run(files):
+            found.append(Path(root))
+        if mark in files:
+            marked.append(Path(root))
+    return sorted(found), sorted(marked)
 
 
 def _is_run(files: Iterable[str]) -> bool:
