@@ -422,17 +422,18 @@ def test_a_page_is_html(report: Report, tmp_path: Path) -> None:
     assert "--out page.pdf: the page is HTML" in done.stderr
 
 
-def test_captions_are_never_two_runs_own(tmp_path: Path) -> None:
-    """Twenty settings differ, and what is left of a caption on one line is the same for both."""
+@pytest.mark.parametrize("second", [{"last": 2}, {"last": 1, "more": 1}])
+def test_captions_are_never_two_runs_own(tmp_path: Path, second: dict[str, int]) -> None:
+    """Twenty settings differ, and what is left of a caption on one line is the same for both, but for its "… more"."""
     from gradstab.report import page, table
     from gradstab.report.digest import digest
     from gradstab.report.runs import load
 
     common = {f"key_number_{i:02d}": "the same" for i in range(20)}
     sections, digests = [], []
-    for name, last in (("one", 1), ("two", 2)):
+    for name, last in (("one", {"last": 1}), ("two", second)):
         run = load(make_run(tmp_path / name), name)
-        run.settings = common | {"last": last}
+        run.settings = common | last
         digests.append(digest(run, (), coarse=True))
         sections.append(page.section(run, digests[-1], 0, list(run.settings), detailed=False))
     page.add_small_multiples(sections, digests)

@@ -99,9 +99,9 @@ def _inline(fig: Figure, prefix: str, label: str) -> Markup:
 def add_small_multiples(sections: Sequence[Section], digests: Sequence[Digest]) -> Markup:
     """Draw each run's small picture with scales that all share; returns their common legend.
 
-    Where captions would look alike, they give way to the runs' names.
+    Where captions would look alike, they give way to the runs' names; how many pairs are left out tells nothing apart.
     """
-    if len({table.shortened(made.caption) for made in sections}) < len(sections):
+    if len({table.shortened(made.caption).partition(", … ")[0] for made in sections}) < len(sections):
         for made in sections:
             made.caption = made.row.name
     shared = multiples.scales(digests)
