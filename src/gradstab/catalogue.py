@@ -12,6 +12,7 @@ from importlib.resources.abc import Traversable
 from gradstab.config import GROUPS, OPTIONS, Option, one_of
 from gradstab.config.probe_options import ProbeKnobs
 from gradstab.errors import ConfigError
+from gradstab.wording import shown
 
 CHOICES = (*GROUPS, "experiment")
 SECTIONS = (*CHOICES, "probe")
@@ -71,11 +72,8 @@ def _knobs(group: str, cls: type[Option] | type[ProbeKnobs]) -> list[str]:
     lines = []
     for f in fields(cls):
         if f.name != "name":
-            default = (
-                "null" if f.default is None else str(f.default).lower() if f.default in (True, False) else f.default
-            )
             allowed, reason = f.metadata.get("allowed"), f.metadata.get("reason")
-            lines.append(" " * 24 + f"{group}.{f.name}={default}" + (f"   ({allowed})" if allowed else ""))
+            lines.append(" " * 24 + f"{group}.{f.name}={shown(f.default)}" + (f"   ({allowed})" if allowed else ""))
             if reason:
                 lines.append(" " * 28 + reason)
     return lines

@@ -83,7 +83,9 @@ def test_one_run_gets_a_page_and_nothing_else_changes(report: Report, tmp_path: 
 
 def test_a_sweep_shows_the_differing_keys_only(report: Report, tmp_path: Path) -> None:
     for i, act in enumerate(("relu", "tanh")):
-        make_run(tmp_path / "sweep" / f"{i:03d}", act=act, seed=i, steps=0)
+        run = make_run(tmp_path / "sweep" / f"{i:03d}", act=act, seed=i, steps=0)
+        with (run / "config.yaml").open("a") as file:
+            file.write(f"steps: {i + 1}\nquiet: {'true' if i else 'false'}\n")
     done = report("sweep")
     assert done.returncode == 0
     page = (tmp_path / "sweep/report.html").read_text()
@@ -91,7 +93,11 @@ def test_a_sweep_shows_the_differing_keys_only(report: Report, tmp_path: Path) -
     assert "act" in heads
     assert "seed" in heads
     assert "model.depth" not in heads
-    assert "act=relu, seed=0" in page or "seed=0, act=relu" in page
+    assert "seed=0, act=relu, steps=1, quiet=false" in page
+    # As YAML has it in the table too, and no two columns have one name.
+    assert '<td data-sort="true">true</td>' in page
+    assert "True" not in page
+    assert [heads.count(f">{name}<") for name in ("steps", "steps done")] == [1, 1]
 
 
 @pytest.mark.parametrize("content", [None, "", "a: [1, {"])

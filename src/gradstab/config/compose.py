@@ -14,6 +14,7 @@ from gradstab.config.registry import OPTIONS, Option
 from gradstab.config.rules import check_rules, resolve
 from gradstab.config.run import GROUPS, Config, Run
 from gradstab.errors import ConfigError
+from gradstab.wording import shown
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ def _read_fields(cls: type[Any], node: Mapping[Any, Any], prefix: str, problems:
         key = f"{prefix}{f.name}"
         problem, values[f.name] = _check_value(f, hints[f.name], value)
         if problem:
-            problems.append(f"{key}={_shown(value)}: {problem}")
+            problems.append(f"{key}={shown(value)}: {problem}")
     return values
 
 
@@ -143,7 +144,7 @@ def _unknown_keys(
     where = f"{group}={name}" if name else group or "a run"
     prefix = f"{group}." if group else ""
     return [
-        f"{prefix}{key}={_shown(node[key])}: {where} has no such knob; {one_of((k for k in known if k != 'name'), key)}"
+        f"{prefix}{key}={shown(node[key])}: {where} has no such knob; {one_of((k for k in known if k != 'name'), key)}"
         for key in map(str, node)
         if key not in known
     ]
@@ -157,7 +158,3 @@ def one_of(options: Iterable[str], given: str) -> str:
     near = difflib.get_close_matches(given.lower(), options, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}allowed: {', '.join(options)}"
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

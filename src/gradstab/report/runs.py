@@ -18,6 +18,7 @@ from gradstab.files import read_text
 from gradstab.measure.verdict import Verdict
 from gradstab.report.standing import mend_status
 from gradstab.run_directory import CONFIG_FILE, RUN_FILE
+from gradstab.wording import shown
 
 EVENT_FILES = "events.out.tfevents."
 _BESIDE = ("defaults", "out_dir", "hydra", "checkpoint")
@@ -134,7 +135,7 @@ def _flat(container: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return ",".join(printable(_plain(item)) for item in value) or "none"
-    return value if isinstance(value, bool | int | float) else printable(value)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else printable(shown(value))
 
 
 def _read_events(directory: Path, notes: list[str]) -> Records:
@@ -212,8 +213,7 @@ def _judged(run: Run) -> Verdict:
     """The verdict that the run would have given itself, on as many records as there are."""
     from gradstab.measure.diagnosis import judge_records
 
-    recorded = run.records.layers
-    layers = recorded if len(recorded) >= len(run.layers) else run.layers
+    layers = max(run.records.layers, run.layers, key=len)
     records = Records(run.records.scalars, run.records.vectors, layers)
     return judge_records(records, run.record | _mended(run, layers))
 

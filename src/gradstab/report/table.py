@@ -70,7 +70,7 @@ def labels(verdict: Verdict | None) -> tuple[str, ...]:
     return () if verdict is None else verdict.labels
 
 
-RESULTS = ("test accuracy", "train loss", "depth factor", "R²", "clipped", "steps", "seconds")
+RESULTS = ("test accuracy", "train loss", "depth factor", "R²", "clipped", "steps done", "seconds")
 
 
 def row(run: Run, index: int, keys: Sequence[str], clipped_share: float | None) -> Row:

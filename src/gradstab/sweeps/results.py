@@ -16,6 +16,7 @@ from gradstab.run_directory import replacing
 from gradstab.sweeps.ledger import ENDED, FINISHED, Entry
 from gradstab.sweeps.naming import group_of
 from gradstab.sweeps.state import recorded
+from gradstab.wording import shown
 
 RESULTS_FILE = "results.csv"
 SEEDS_FILE = "results_over_seeds.csv"
@@ -171,8 +172,4 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
+    return ",".join(map(_text, value)) if isinstance(value, list | tuple) else shown(value)
