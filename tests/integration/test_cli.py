@@ -180,7 +180,11 @@ def test_list(tmp_path: Path) -> None:
         (["~steps"], "~steps: cannot be taken out", "KEY=VALUE"),
         (["~act"], "act: a group cannot be empty", "relu"),
         (["schedule=warmup_cosine", "schedule.warmup_steps=9999"], "schedule.warmup_steps=9999", "9999"),
-        (["--foo"], "--foo", "--multirun"),
+        (["--foo"], "--foo", "allowed: --resume, -h, --help, -m, --multirun"),
+        (["--config-path", "x"], "--config-path: there is no such flag", "--config-dir"),
+        (["--experimental-rerun", "x"], "--experimental-rerun: there is no such flag", "--resume"),
+        (["--multirun=3"], "--multirun=3: takes no value", "allowed: --multirun"),
+        (["--config-name", "nope"], "--config-name nope: there is no such configuration", "allowed: train"),
         (["--config-name"], "--config-name: has no value", "--config-name VALUE"),
         (["--cfg", "-m"], "--cfg: has no value", "job|hydra|all"),
         (["--cfg", "foo"], "--cfg foo", "job, hydra, all"),
@@ -194,7 +198,7 @@ def test_list(tmp_path: Path) -> None:
         (["act=RELU"], "act=RELU", "did you mean"),
         (["out_dir=" + "x" * 300], "out_dir=xxx", "cannot be written"),
         (["-m", "out_dir=p,", "seed=1"], "out_dir=p,", "KEY=VALUE"),
-        (["--config-dir", "nowhere"], "nowhere", "not found"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder", "allowed: a run's own"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -385,6 +389,14 @@ def test_completion_of_kinds_and_of_what_probe_has_to_itself(tmp_path: Path) -> 
     assert _completions("gradstab probe probe.seeds=2 --json act=ta", tmp_path) == {"act=tanh"}
     assert "stop_on=dead_units" in _completions("gradstab train stop_on=", tmp_path)
     assert _completions("gradstab train stop_on=dead_units,v", tmp_path) == {"stop_on=dead_units,vanishing"}
+
+
+@pytest.mark.parametrize("words", [(), ("install=foo",), ("install=bash", "install=zsh"), ("query=sh",)])
+def test_completion_of_an_unknown_shell_is_refused(here: Here, words: tuple[str, ...]) -> None:
+    done = here("-sc", *words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"gradstab: {' '.join(['-sc', *words])}: ")
+    assert "allowed: install=bash, install=fish, install=zsh, uninstall=bash" in done.stderr
 
 
 def test_bash_itself_completes(tmp_path: Path) -> None:

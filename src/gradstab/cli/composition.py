@@ -23,30 +23,27 @@ from gradstab.config.sweep_options import PREFIX as SWEEP_PREFIX
 from gradstab.config.verdict_options import KINDS
 from gradstab.errors import ConfigError, GradstabError
 
+# Those of Hydra's that have a use here.
 HYDRA_FLAGS = (
     *("-m", "--multirun", "--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--resolve", "--package", "-p"),
-    *("--info", "-i", "--run", "-r", "--hydra-help", "--config-path", "-cp", "--experimental-rerun"),
+    *("--info", "-i", "--hydra-help"),
 )
-
 # Those that take the next word as their value.
-VALUED = (
-    *("--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--package", "-p"),
-    *("--config-path", "-cp", "--experimental-rerun"),
-)
+VALUED = ("--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--package", "-p")
 CHOSEN = {
     **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
     **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
 }
 MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 COMMANDS = ("train", "probe", "list")
-
+SHELLS = ("bash", "fish", "zsh")
 
 # Groups that are Hydra's and ours, and nobody's to choose from.
 _INTERNAL = ("hydra", "hydra.", "schema", "schema/")
 
 
 def compose(
-    args: Sequence[str], job: Callable[[Any], None], flags: Sequence[str] = HYDRA_FLAGS, folder: str = "outputs/sweeps"
+    args: Sequence[str], job: Callable[[Any], None], flags: Sequence[str], folder: str = "outputs/sweeps"
 ) -> None:
     """Check the words of a command, compose what they say, and call ``job`` with each configuration.
 
@@ -56,7 +53,7 @@ def compose(
     """
     overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
     for arg in args:
-        if arg.startswith("-") and (arg.split("=")[0] not in flags or arg.split("=")[0] not in HYDRA_FLAGS):
+        if arg.startswith("-") and arg.split("=")[0] not in flags:
             raise ConfigError(f"{arg}: there is no such flag; allowed: {', '.join(flags)}")
     _check_values(args)
     for text in overrides:
@@ -77,6 +74,8 @@ def _check_values(args: Sequence[str]) -> None:
         name, given, value = flag.partition("=")
         if not given:
             value = "" if following.startswith("-") else following
+        if flag.startswith("-") and given and name not in (*VALUED, *CHOSEN):
+            raise ConfigError(f"{flag}: takes no value; allowed: {name}")
         if name in VALUED and not value:
             raise ConfigError(f"{flag}: has no value; allowed: {name} {'|'.join(CHOSEN.get(name, ['VALUE']))}")
         # --info does without a value, and an override may follow.
@@ -86,6 +85,10 @@ def _check_values(args: Sequence[str]) -> None:
 
 def complete(args: list[str]) -> int:
     """Tab completion: Hydra's own, which knows no subcommands, with the subcommand taken out of the line."""
+    words = [f"{what}={shell}" for what in ("install", "uninstall") for shell in SHELLS]
+    if len(args) != 1 or args[0] not in (*words, *(f"query={shell}" for shell in SHELLS)):
+        what = one_of(words, " ".join(args)) if args else f"has no value; {one_of(words, '')}"
+        raise ConfigError(f"{' '.join(['-sc', *args])}: {what}")
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     typing_first = len(words) < 2 or (len(words) == 2 and not line.endswith(" "))

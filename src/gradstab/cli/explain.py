@@ -25,7 +25,7 @@ options:
 
 exit codes: 0 told, or nothing to tell; 1 the step did not break again, or a file cannot be read; 2 wrong command
 """
-FLAGS = ("--prove", "--json", "--help")
+FLAGS = ("--prove", "--json", "-h", "--help")
 
 
 def explain(args: Sequence[str]) -> int:

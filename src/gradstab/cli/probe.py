@@ -12,7 +12,7 @@ from gradstab.config import from_hydra
 from gradstab.config.probe_options import PREFIX, probe_knobs
 from gradstab.errors import ConfigError
 
-FLAGS = ("--json", *(flag for flag in HYDRA_FLAGS if flag not in ("-m", "--multirun")))
+FLAGS = ("--json", "-h", "--help", *(flag for flag in HYDRA_FLAGS if flag not in ("-m", "--multirun")))
 # What has no effect on a probe, and why; with a dot, all of a group's knobs.
 _IDLE = {
     "out_dir=": "writes nothing",
@@ -61,8 +61,6 @@ def probe(args: Sequence[str]) -> int:
 def _refuse(word: str) -> None:
     if word in ("-m", "--multirun"):
         raise ConfigError(f"{word}: a probe looks at one network; a sweep is: gradstab train {word}")
-    if word.startswith("--json="):
-        raise ConfigError(f"{word}: takes no value; allowed: {', '.join(FLAGS)}")
     for start, why in _IDLE.items():
         if word.lstrip("+~").startswith(start):
             raise ConfigError(f"{word}: no effect, as a probe {why}; leave it out")

@@ -28,7 +28,7 @@ options:
 Pictures and tables stand beside the page and take its name: report_figures/, report.csv, report.parquet.
 """
 KINDS = ("png", "svg", "pdf")
-FLAGS = ("--out", "--figures", "--steps", "--csv", "--parquet", "--help")
+FLAGS = ("--out", "--figures", "--steps", "--csv", "--parquet", "-h", "--help")
 
 
 def report(args: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from gradstab.cli.output import OK, complain, say
 from gradstab.errors import ConfigError
 
+FLAGS = ("--json", "-h", "--help")
 _MOST_DAMAGED = 3
 
 
@@ -16,8 +17,8 @@ def status(args: Sequence[str]) -> int:
     """Print the state of the one folder given, as one JSON object with ``--json``."""
     folders = [word for word in args if not word.startswith("-")]
     for flag in args:
-        if flag.startswith("-") and flag != "--json":
-            raise ConfigError(f"{flag}: there is no such flag; allowed: --json")
+        if flag.startswith("-") and flag not in FLAGS:
+            raise ConfigError(f"{flag}: there is no such flag; allowed: {', '.join(FLAGS)}")
     if len(folders) != 1:
         said = "needs a folder" if not folders else f"takes one folder, not {len(folders)}"
         raise ConfigError(f"status {' '.join(folders)}".rstrip() + f": {said}; allowed: gradstab status DIR [--json]")

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gradstab.cli.composition import MULTIRUN, compose
+from gradstab.cli.composition import HYDRA_FLAGS, MULTIRUN, compose
 from gradstab.cli.output import FAILED, OK, complain, unforeseen
-from gradstab.cli.resume import asks_to_resume, resume
+from gradstab.cli.resume import FLAG, asks_to_resume, resume
 from gradstab.config import one_of
 from gradstab.config.sweep_options import PREFIX, is_sweep_word, objective, sweep_knobs
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.launchers import LAUNCHERS
 
+FLAGS = (FLAG, "-h", "--help", *HYDRA_FLAGS)
 _exit_codes: list[int] = []
 _ONLY_SWEEPS = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.")
 
@@ -29,7 +30,7 @@ def train(args: Sequence[str]) -> int:
     for word in args:
         if word in own or word.startswith(_ONLY_SWEEPS):
             raise ConfigError(f"{word}: no effect on a single run; add -m for a sweep")
-    compose(words, _run_job)
+    compose(words, _run_job, FLAGS)
     return max(_exit_codes, default=OK)
 
 
@@ -52,7 +53,7 @@ def _sweep(words: list[str], own: Sequence[str]) -> int:
     folder = default_folder(words)
     # A run's own config.yaml has no such key, hence the plus signs.
     words = [*map(tolerated, words), *(f"++objective={objective(figure)}" for figure in figures)]
-    code = conduct(begin(knobs), lambda: compose(words, _run_job, folder=folder))
+    code = conduct(begin(knobs), lambda: compose(words, _run_job, FLAGS, folder))
     return max(code, *_exit_codes, OK)
 
 

@@ -17,7 +17,7 @@ from gradstab.errors import ConfigError
 from gradstab.files import read_text
 from gradstab.run_directory import CONFIG_FILE, holds_run
 
-_FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")
+_FOLDERS = ("--config-dir", "-cd")
 _NAMES = ("--config-name", "-cn")
 # What gradstab writes above a run's settings.
 _DEFAULTS = ["hydra/quiet", "_self_"]
@@ -27,7 +27,7 @@ _MOST_BYTES, _MOST_FILES, _MOST_DEPTH, _MOST_NODES = 16 * 2**20, 1000, 20, 1_000
 
 
 def check_folders(args: Sequence[str]) -> None:
-    """Look at the files that ``--config-dir`` and ``--config-path`` bring in; :class:`ConfigError` says what is amiss.
+    """Look at the files that ``--config-dir`` brings in; :class:`ConfigError` says what is amiss.
 
     A run's own ``config.yaml`` may hold that run's settings and nothing else. Other folders may hold what Hydra
     composes from, but name no code, and of Hydra's own settings only those of where and how a sweep runs.
@@ -43,7 +43,8 @@ def check_folders(args: Sequence[str]) -> None:
         folder = Path(word.removeprefix("file://"))
         try:
             if not folder.is_dir():
-                continue  # Hydra says so
+                what = "is no folder" if folder.exists() else "there is no such folder"
+                raise ConfigError(f"--config-dir {word}: {what}; allowed: a run's own, or one with configurations")
             primary = folder / f"{name}.yaml"
             if primary.name == CONFIG_FILE or (holds_run(folder) and primary.exists()):
                 if os.path.lexists(primary):

@@ -23,6 +23,9 @@ def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return ConfigError(f"{group}={name}: {one_of(error.options, name)}")
+    if isinstance(error, MissingConfigException) and str(error).startswith("Cannot find primary config"):
+        known = "allowed: train, or that of a file in the folder of --config-dir"
+        return ConfigError(f"--config-name {error.missing_cfg_file}: there is no such configuration; {known}")
     if isinstance(error, OverrideParseException):
         return ConfigError(f"{error.override}: cannot be read; {_WORDS}")
     cause = error.__cause__ or error.__context__
