@@ -18,8 +18,12 @@ from pathlib import Path
 import pytest
 
 from gradstab import __version__
-from gradstab.catalogue import CHOICES
+from gradstab.catalogue import CHOICES, SECTIONS
+from gradstab.config.probe_options import PROBE_KEYS
+from gradstab.config.sweep_options import SWEEP_KEYS
+from gradstab.config.verdict_options import KINDS
 from gradstab.events import read_records
+from gradstab.launchers import LAUNCHERS
 from tests.conftest import Here
 
 TINY = ("model.depth=2", "model.width=8", "steps=3", "batch_size=32", "device=cpu")
@@ -40,6 +44,22 @@ def test_help(tmp_path: Path, flag: str) -> None:
     done = gradstab(flag, cwd=tmp_path, code=NO_TORCH)
     assert done.returncode == 0
     assert all(word in done.stdout for word in ("train", "list", "exit codes", "act=sigmoid"))
+
+
+@pytest.mark.parametrize("command", ["train", "probe", "status", "list"])
+def test_each_command_has_a_help_of_its_own(tmp_path: Path, command: str) -> None:
+    done = gradstab(command, "nonsense=1", "--help", cwd=tmp_path, code=NO_TORCH)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"gradstab {command}: ")
+    assert f"usage: gradstab {command}" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    own = {
+        "train": ("--resume", "--multirun", *SWEEP_KEYS, *LAUNCHERS, *KINDS),
+        "probe": ("--json", *PROBE_KEYS),
+        "status": ("--json",),
+        "list": SECTIONS,
+    }
+    assert [word for word in own[command] if word not in done.stdout] == []
 
 
 def test_version(tmp_path: Path) -> None:

@@ -109,7 +109,6 @@ def _told(error: BaseException) -> int:
 
 def _command(command: str, rest: list[str]) -> int:
     """What each command does with the words behind it; each is imported when it is asked for."""
-    asks_for_help = "-h" in rest or "--help" in rest
     match command:
         case "-h" | "--help" | "help":
             return say(USAGE)
@@ -118,11 +117,11 @@ def _command(command: str, rest: list[str]) -> int:
         case "train":
             from gradstab.cli.train import train
 
-            return say(USAGE) if asks_for_help else train(rest)
+            return train(rest)
         case "probe":
             from gradstab.cli.probe import probe
 
-            return say(USAGE) if asks_for_help else probe(rest)
+            return probe(rest)
         case "report":
             from gradstab.cli.report import report
 
@@ -134,21 +133,14 @@ def _command(command: str, rest: list[str]) -> int:
         case "status":
             from gradstab.cli.status import status
 
-            return say(USAGE) if asks_for_help else status(rest)
+            return status(rest)
         case "list":
-            return say(USAGE) if asks_for_help else list_options(rest)
+            from gradstab.cli.listing import list_options
+
+            return list_options(rest)
         case "-sc" | "--shell-completion" | "--shell_completion":
             from gradstab.cli.composition import complete
 
             return complete(rest)
     commands = "train, probe, report, explain, status, list"
     return complain(f"{command}: there is no such command; allowed: {commands} (see gradstab --help)")
-
-
-def list_options(args: Sequence[str]) -> int:
-    """``gradstab list [GROUP]``."""
-    from gradstab.catalogue import listing
-
-    if len(args) > 1:
-        raise ConfigError(f"list {' '.join(args)}: takes at most one group")
-    return say(listing(args[0] if args else None) + "\n")

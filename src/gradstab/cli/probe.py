@@ -12,6 +12,28 @@ from gradstab.config import from_hydra
 from gradstab.config.probe_options import PREFIX, probe_knobs
 from gradstab.errors import ConfigError
 
+USAGE = """\
+gradstab probe: a network's gradient before any training, beside what mean-field
+theory predicts: will it vanish or explode, and what mends it?
+
+usage: gradstab probe [OVERRIDES] [options]
+
+overrides are those of gradstab train, as far as they have an effect before the
+first update; and the probe's own:
+  probe.seeds=N          how many networks to draw (5), from seed upwards
+  probe.jacobian=true    singular values of the Jacobians too
+  probe.samples=N        at how many samples those are taken (4)
+
+options:
+  --json                 everything as one JSON object
+  --config-dir DIR       a run's directory, to look at its network, or a folder
+                         of configurations of your own
+  --config-name NAME     which file of those, where it is not train
+  --cfg job              show the configuration, do not probe
+  -h, --help             this text
+
+exit codes: 0 told, 1 failed, 2 wrong command or configuration
+"""
 FLAGS = ("--json", "-h", "--help", *(flag for flag in HYDRA_FLAGS if flag not in ("-m", "--multirun")))
 # What has no effect on a probe, and why; with a dot, all of a group's knobs.
 _IDLE = {
@@ -30,6 +52,8 @@ _IDLE = {
 
 def probe(args: Sequence[str]) -> int:
     """Measure the configured network beside theory, and print it, as one JSON object with ``--json``."""
+    if "-h" in args or "--help" in args:
+        return say(USAGE)
     as_json = "--json" in args
     words = [arg for arg in args if arg != "--json"]
     knobs = probe_knobs([word for word in words if word.startswith(PREFIX)])

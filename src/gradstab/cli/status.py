@@ -9,12 +9,29 @@ from pathlib import Path
 from gradstab.cli.output import OK, complain, say
 from gradstab.errors import ConfigError
 
+USAGE = """\
+gradstab status: how a sweep or a run stands, also while it runs
+
+usage: gradstab status DIR [options]
+
+DIR is a sweep's folder or a run's directory. Of a sweep it tells how many cells
+are done, what runs now and how far it is, what failed and why, and what is to
+be done to go on.
+
+options:
+  --json                 everything as one JSON object
+  -h, --help             this text
+
+exit codes: 0 told, 2 wrong command
+"""
 FLAGS = ("--json", "-h", "--help")
 _MOST_DAMAGED = 3
 
 
 def status(args: Sequence[str]) -> int:
     """Print the state of the one folder given, as one JSON object with ``--json``."""
+    if "-h" in args or "--help" in args:
+        return say(USAGE)
     folders = [word for word in args if not word.startswith("-")]
     for flag in args:
         if flag.startswith("-") and flag not in FLAGS:

@@ -6,13 +6,55 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradstab.cli.composition import HYDRA_FLAGS, MULTIRUN, compose
-from gradstab.cli.output import FAILED, OK, complain, unforeseen
+from gradstab.cli.output import FAILED, OK, complain, say, unforeseen
 from gradstab.cli.resume import FLAG, asks_to_resume, resume
 from gradstab.config import one_of
 from gradstab.config.sweep_options import PREFIX, is_sweep_word, objective, sweep_knobs
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.launchers import LAUNCHERS
 
+USAGE = """\
+gradstab train: train a network and record its gradients, layer by layer
+
+usage: gradstab train [OVERRIDES] [options]
+       gradstab train -m [OVERRIDES] [options]     a sweep over all combinations
+       gradstab train --resume RUN_DIR
+
+overrides (gradstab list has all groups, options and knobs):
+  GROUP=OPTION           act=sigmoid, model=lenet5, experiment=vanishing_sigmoid
+  GROUP.KNOB=VALUE       model.depth=10, optimizer.lr=0.1
+  KEY=VALUE              the run's own: seed, steps or epochs, batch_size,
+                         device, precision, quiet and others
+  stop_on=KIND,...       end the run on a verdict: vanishing, exploding,
+                         dead_units, saturated, non_finite, not_learning
+  out_dir=DIR            where the run goes (default: a folder of its own in
+                         outputs/train), or all of a sweep (default: one in
+                         outputs/sweeps, which the same command finds again)
+
+options:
+  -m, --multirun         a sweep
+  --resume RUN_DIR       go on with a run that was interrupted or killed
+  --config-dir DIR       a run's directory, to repeat that run, or a folder of
+                         configurations of your own
+  --config-name NAME     which file of those, where it is not train
+  --cfg job              show the configuration, do not train
+  -h, --help             this text
+
+of a sweep:
+  KEY=A,B,C              a cell for each; choice(...), range(...), glob(...) too
+  hydra/launcher=NAME    serial (default), joblib, submitit_local,
+                         submitit_slurm, ray; their knobs: hydra.launcher.KNOB=
+  hydra/sweeper=NAME     grid (default), or optuna, which searches
+                         KEY=interval(LOW,HIGH); its knobs: hydra.sweeper.KNOB=
+  objective=FIGURE       what a search goes by: test_accuracy (default),
+                         test_loss, train_loss, depth_factor and others
+  sweep.retry=KIND,...   run failed or diverged cells again
+  sweep.force=true       run all cells again
+  sweep.fail_fast=true   the first failure ends the sweep
+
+exit codes: 0 completed or diverged, 1 failed, 2 wrong command or configuration,
+130 interrupted, 143 terminated
+"""
 FLAGS = (FLAG, "-h", "--help", *HYDRA_FLAGS)
 _exit_codes: list[int] = []
 _ONLY_SWEEPS = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.")
@@ -20,6 +62,8 @@ _ONLY_SWEEPS = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.s
 
 def train(args: Sequence[str]) -> int:
     """Train once, or once for each cell of a sweep; returns the exit code of the worst."""
+    if "-h" in args or "--help" in args:
+        return say(USAGE)
     if asks_to_resume(args):
         return resume(args)
     _exit_codes.clear()
