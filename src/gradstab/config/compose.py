@@ -74,9 +74,11 @@ def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
     if renamed:
         raise ConfigError(*(f"{group}.name: is no knob; choose with {group}=OPTION" for group in renamed))
     problems = _unknown_keys(composed, [*(f.name for f in fields(Run)), *GROUPS])
-    values = _read_fields(Run, composed, "", problems)
+    words = [text.lstrip("+~") for text in overrides if "$" not in text]
+    typed = {word.partition("=")[0]: word for word in words}
+    values = _read_fields(Run, composed, "", problems, typed)
     for group in GROUPS:
-        values[group] = _read_option(group, composed.get(group), problems)
+        values[group] = _read_option(group, composed.get(group), problems, typed)
     if problems:
         raise ConfigError(*problems)
     config = resolve(values, explicit)
@@ -84,7 +86,7 @@ def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def _read_option(group: str, node: Any, problems: list[str]) -> Option | None:
+def _read_option(group: str, node: Any, problems: list[str], typed: Mapping[str, str]) -> Option | None:
     name = node.get("name") if isinstance(node, Mapping) else node
     cls = OPTIONS[group].get(name) if isinstance(name, str) else None
     if node is None:
@@ -94,7 +96,7 @@ def _read_option(group: str, node: Any, problems: list[str]) -> Option | None:
         problems.append(f"{group}={name}: {one_of(OPTIONS[group], str(name))}")
         return None
     problems += _unknown_keys(node, [f.name for f in fields(cls)], group, name)
-    values = _read_fields(cls, node, f"{group}.", problems)
+    values = _read_fields(cls, node, f"{group}.", problems, typed)
     return cls(**values)
 
 
@@ -104,13 +106,15 @@ def read_knobs(cls: type[T], node: Mapping[str, Any], group: str) -> T:
     Raises :class:`ConfigError` with one line for each thing that is wrong.
     """
     problems = _unknown_keys(node, [f.name for f in fields(cls)], group)  # type: ignore[arg-type]
-    values = _read_fields(cls, node, f"{group}.", problems)
+    values = _read_fields(cls, node, f"{group}.", problems, {})
     if problems:
         raise ConfigError(*problems)
     return cls(**values)
 
 
-def _read_fields(cls: type[Any], node: Mapping[Any, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
+def _read_fields(
+    cls: type[Any], node: Mapping[Any, Any], prefix: str, problems: list[str], typed: Mapping[str, str]
+) -> dict[str, Any]:
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
     for f in fields(cls):
@@ -118,7 +122,9 @@ def _read_fields(cls: type[Any], node: Mapping[Any, Any], prefix: str, problems:
         key = f"{prefix}{f.name}"
         problem, values[f.name] = _check_value(f, hints[f.name], value)
         if problem:
-            problems.append(f"{key}={shown(value)}: {problem}")
+            # A number is told as it was written: 1e3, not 1000.0.
+            word = typed.get(key) if isinstance(value, float) else None
+            problems.append(f"{word or f'{key}={shown(value)}'}: {problem}")
     return values
 
 

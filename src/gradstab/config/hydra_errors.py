@@ -57,10 +57,18 @@ def translate(error: Exception, overrides: Sequence[str]) -> ConfigError:
 def _unknown_key(key: str, parent: Any, overrides: Sequence[str], source: re.Match[str] | None) -> str:
     """What is said of a key that does not exist; ``source`` matches the file that sets it, where a file does."""
     setting = key if source is None else f"{source[1]} sets {key}"
-    given = next((text for text in overrides if text.lstrip("+~").split("=")[0] == key), setting)
+    given = _typed(key, overrides) or setting
     *path, last = key.split(".")
     known = [str(k) for k in parent or () if k != "name" and not str(k).startswith("_")]
     if not path:
         return f"{given}: there is no such key; {one_of([*_SCALARS, *GROUPS, 'experiment'], last)}"
     name = parent.get("name") if hasattr(parent, "get") else None
     return f"{given}: {'.'.join(path)}={name} has no such knob; {one_of(known, last)}"
+
+
+def _typed(key: str, overrides: Sequence[str]) -> str | None:
+    """The word that sets a key: that of the key itself, else of one below it, else of one above it that is {...}."""
+    words = {text.lstrip("+~").partition("=")[0]: text for text in overrides}
+    below = (text for name, text in words.items() if name.startswith(f"{key}."))
+    above = (text for name, text in words.items() if key.startswith(f"{name}.") and "={" in text)
+    return words.get(key) or next(below, None) or next(above, None)
