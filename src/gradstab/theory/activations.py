@@ -28,7 +28,7 @@ class Activation:
 
     ``kinks`` are the points where φ is not smooth. ``moments`` are closed forms, where they exist and keep their
     digits for every q. ``scale_free`` is E φ²/q = E φ'² of a homogeneous φ (identity and the ReLUs). ``monotone``:
-    φ never falls.
+    φ never falls; ``odd``: φ(-x) = -φ(x).
     """
 
     name: str
@@ -38,6 +38,7 @@ class Activation:
     moments: Moments | None = None
     scale_free: float | None = None
     monotone: bool = True
+    odd: bool = False
 
     @property
     def at_zero(self) -> float:
@@ -75,6 +76,7 @@ def _rectifier(name: str, slope: float) -> Activation:
         moments=moments,
         scale_free=moment,
         monotone=slope >= 0,
+        odd=slope == 1,
     )
 
 
@@ -93,7 +95,7 @@ def _scaled_tanh(name: str, height: float, rate: float) -> Activation:
     def slope(x: Array) -> Array:
         return np.asarray(height * rate * (1 - np.square(np.tanh(rate * x))))
 
-    return Activation(name, lambda x: height * np.tanh(rate * x), slope)
+    return Activation(name, lambda x: height * np.tanh(rate * x), slope, odd=True)
 
 
 def _sigmoid(x: Array) -> Array:
@@ -185,18 +187,21 @@ _ACTIVATIONS: dict[str, Activation] = {
         _scaled_tanh("tanh", 1.0, 1.0),
         _scaled_tanh("scaled_tanh", 1.7159, 2 / 3),
         Activation("sigmoid", _sigmoid, _sigmoid_slope),
-        Activation("softsign", lambda x: x / (1 + np.abs(x)), lambda x: (1 + np.abs(x)) ** -2.0, kinks=(0.0,)),
+        Activation(
+            "softsign", lambda x: x / (1 + np.abs(x)), lambda x: (1 + np.abs(x)) ** -2.0, kinks=(0.0,), odd=True
+        ),
         Activation("softplus", _softplus, _sigmoid),
         Activation("silu", lambda x: x * _sigmoid(x), _silu_slope, monotone=False),
         Activation("gelu", lambda x: x * normal_cdf(x), _gelu_slope, moments=_gelu_moments, monotone=False),
         Activation("mish", _mish, _mish_slope, monotone=False),
-        Activation("erf", _erf, _erf_slope, moments=_erf_moments),
+        Activation("erf", _erf, _erf_slope, moments=_erf_moments, odd=True),
         Activation(
             "hardtanh",
             lambda x: np.clip(x, -1, 1),
             lambda x: np.where(np.abs(x) < 1, 1.0, 0.0),
             kinks=(-1.0, 1.0),
             moments=_hardtanh_moments,
+            odd=True,
         ),
     )
 }

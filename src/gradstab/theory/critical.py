@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -51,19 +52,25 @@ def critical_point(act: Activation, sigma_b2: float = 0.0) -> CriticalPoint:
                 f"with sigma_b2={sigma_b2:g} and chi_1=1, q grows by sigma_b2 in every layer"
             )
         return CriticalPoint(1 / act.scale_free, 0.0, 1.0, 1.0, "neutral")
+    found = [_described(act, 1 / float(slope_moment(act, q)), sigma_b2, q) for q in _edges(act, sigma_b2)]
+    return min(found, key=lambda point: ("stable", "neutral", "half-stable", "unstable").index(point.kind))
+
+
+@lru_cache(maxsize=64)
+def _edges(act: Activation, sigma_b2: float) -> tuple[float, ...]:
+    """The fixed points q of all points of the critical line at σ_b²; there is at least one."""
     if not sigma_b2 and not act.at_zero:
-        return _described(act, 1 / float(slope_moment(act, 0.0)), 0.0, 0.0)
+        return (0.0,)
 
     def miss(q: Array) -> Array:
-        return (critical_line(act, q)[1] - sigma_b2) / q
+        return 1 - (second_moment(act, q) / slope_moment(act, q) + sigma_b2) / q
 
-    found = [_described(act, float(critical_line(act, q)[0]), sigma_b2, q) for q in roots(miss, _GRID)]
-    if not found:
-        raise NoTheory(
-            f"act={act.name} has no edge of chaos at sigma_b2={sigma_b2:g}: where chi_1=1, "
-            f"the length map has no fixed point up to {_GRID[-1]:g}"
-        )
-    return min(found, key=lambda point: ("stable", "neutral", "half-stable", "unstable").index(point.kind))
+    if found := tuple(roots(miss, _GRID)):
+        return found
+    raise NoTheory(
+        f"act={act.name} has no edge of chaos at sigma_b2={sigma_b2:g}: where chi_1=1, "
+        f"the length map has no fixed point up to {_GRID[-1]:g}"
+    )
 
 
 def critical_sigma_w2(act: Activation, sigma_b2: float = 0.0, dropout: float = 0.0) -> float:
@@ -73,6 +80,9 @@ def critical_sigma_w2(act: Activation, sigma_b2: float = 0.0, dropout: float = 0
     samples' correlation is not, as their masks differ (Schoenholz et al. 2017, §5; Pretorius et al. 2018,
     arXiv:1811.00293). Raises :class:`NoTheory` where there is no point.
     """
+    if act.scale_free is None and len(edges := _edges(act, sigma_b2)) == 1:
+        # Stability, which takes most of the time, has nothing to choose from.
+        return (1 - dropout) / float(slope_moment(act, edges[0]))
     return critical_point(act, sigma_b2).sigma_w2 * (1 - dropout)
 
 

@@ -61,16 +61,21 @@ class DepthScales:
 
 def crossings(f: Callable[[Array], Array], x: Array) -> list[float]:
     """Where f changes sign on the increasing grid x."""
-    sign = np.sign(f(x))
+    return _crossings(f, x, f(x))
+
+
+def _crossings(f: Callable[[Array], Array], x: Array, y: Array) -> list[float]:
+    sign = np.sign(y)
     return [_bisect(f, x[i], x[i + 1]) for i in np.flatnonzero(sign[:-1] * sign[1:] < 0)]
 
 
 def roots(f: Callable[[Array], Array], x: Array) -> list[float]:
     """Zeros of f on the increasing grid x: crossings, touching points, and the start of each stretch of zeros."""
-    found = crossings(f, x)
-    zero = np.concatenate([[False], f(x) == 0])
+    y = f(x)
+    found = _crossings(f, x, y)
+    zero = np.concatenate([[False], y == 0])
     found += [float(root) for root in x[zero[1:] & ~zero[:-1]]]
-    size = np.abs(f(x))
+    size = np.abs(y)
     for i in np.flatnonzero((size[1:-1] < size[:-2]) & (size[1:-1] < size[2:])) + 1:
         if not any(x[i - 1] <= root <= x[i + 1] for root in found):
             near = _minimum(lambda p: np.abs(f(p)), x[i - 1], x[i + 1])

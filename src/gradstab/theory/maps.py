@@ -50,12 +50,29 @@ def second_moment_slope(act: Activation, q: Array | float) -> Array:
 
 def mean(act: Activation, q: Array | float) -> Array:
     """E φ(√q z), for each q ≥ 0."""
-    return gaussian_expectation(act.phi, _representable(q), act.kinks)
+    q = _representable(q)
+    return np.zeros_like(q) if act.odd else gaussian_expectation(act.phi, q, act.kinks)
+
+
+def mean_and_variance(act: Activation, q: Array | float) -> tuple[Array, Array]:
+    """E φ(√q z) and the variance of φ(√q z), for each q ≥ 0."""
+    if act.odd or act.moments:
+        first, second = mean(act, q), second_moment(act, q)
+    else:
+
+        def powers(x: Array) -> Array:
+            phi = act.phi(x)
+            return np.stack([phi, phi**2])
+
+        first, second = gaussian_expectation(powers, _representable(q), act.kinks)
+    return first, np.maximum(second - first**2, 0)
 
 
 def mean_slope(act: Activation, q: Array | float) -> Array:
     """d E φ(√q z) / dq = E[z φ'] / (2√q), for each q ≥ 0."""
     q = np.maximum(_representable(q), _SMALLEST_WITH_OFFSET)
+    if act.odd:
+        return np.zeros_like(q)
     return gaussian_expectation(lambda x: x * act.slope(x), q, act.kinks) / (2 * q)
 
 

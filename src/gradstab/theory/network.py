@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gradstab.theory.activations import activation
+from gradstab.theory.activations import Array, activation
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble
-from gradstab.theory.trajectory import resolved, trajectory
+from gradstab.theory.trajectory import Forward, resolved, trajectory
 from gradstab.theory.unit import EPS, BatchNormBefore, build_unit
 from gradstab.theory.variances import Fan, Variances, layer_variances
 
@@ -73,8 +73,15 @@ def predict(
             weights = [Variances(v.sigma_w2, 0.0) for v in known]
             argument = trajectory(weights, [unit.forward_variance] * depth, lengths * (1 - c0), blocks, scale)
         notes = tuple(_notes(norm, init, scale, float(argument.min())))
-        slope, backward, variance = unit.forward_slope(q), unit.backward(argument), unit.phi_variance(q)
+        slope, backward = _once(unit.forward_slope, q), _once(unit.backward, argument)
+        variance = unit.phi_variance(q)
         return assemble(known, q, slope, backward, blocks, scale, phi_variance=variance, notes=notes)
+
+
+def _once(f: Forward, q: Array) -> Array:
+    """f(q), each value taken once: a deep network at rest has the same length in most of its layers."""
+    values, where = np.unique(q, return_inverse=True)
+    return f(values)[where].reshape(q.shape)
 
 
 def _branch_scale(residual: str, blocks: int) -> float:

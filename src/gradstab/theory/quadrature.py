@@ -15,8 +15,9 @@ import numpy as np
 
 from gradstab.theory.activations import Array, Function, normal_cdf
 
-_ROWS = 1024  # as many values of q are integrated at once: 2 MB for each temporary
-_RAYS = 128  # as many pieces of rays at once: temporaries that stay in a core's cache
+# Temporaries stay in a core's cache, and below what malloc maps afresh each time.
+_ROWS = 32  # as many values of q are integrated at once
+_RAYS = 128  # as many pieces of rays at once
 
 
 def _half_line(n: int) -> tuple[Array, Array]:
@@ -48,20 +49,25 @@ _W = _TAIL_WEIGHTS * _density(_TAIL)
 
 
 def gaussian_expectation(f: Function, q: Array | float, kinks: tuple[float, ...] = ()) -> Array:
-    """E f(√q z), z standard normal, for each q > 0; f maps an array to one of its shape and may have ``kinks``."""
+    """E f(√q z), z standard normal, for each q > 0; f maps an array to one of its shape and may have ``kinks``.
+
+    f may return several integrands, stacked in front, and so many are the expectations then.
+    """
     q = np.asarray(q, dtype=np.float64)
     scale = np.sqrt(q).ravel()
     if scale.size <= _ROWS:
-        return _expectation(f, scale, kinks).reshape(q.shape)
-    parts = [_expectation(f, scale[i : i + _ROWS], kinks) for i in range(0, scale.size, _ROWS)]
-    return np.concatenate(parts).reshape(q.shape)
+        found = _expectation(f, scale, kinks)
+    else:
+        parts = [_expectation(f, scale[i : i + _ROWS], kinks) for i in range(0, scale.size, _ROWS)]
+        found = np.concatenate(parts, axis=-1)
+    return found.reshape(found.shape[:-1] + q.shape)
 
 
 def _expectation(f: Function, scale: Array, kinks: tuple[float, ...]) -> Array:
     # f(x) + f(-x) are added before anything is summed: an odd part then cancels exactly.
     if not any(kinks):
         values = f(scale[:, None] * _Z)
-        return np.asarray((values[:, : _TAIL.size] + values[:, _TAIL.size :]) @ _W)
+        return np.asarray((values[..., : _TAIL.size] + values[..., _TAIL.size :]) @ _W)
     cuts = sorted({abs(kink) for kink in kinks} - {0.0})
     edges = np.minimum(np.concatenate([[0.0], cuts]) / scale[:, None], 10.0)
     widths = np.diff(edges)
@@ -76,7 +82,7 @@ def _expectation(f: Function, scale: Array, kinks: tuple[float, ...]) -> Array:
         axis=1,
     )
     x = scale[:, None] * z
-    return np.asarray(((f(x) + f(-x)) * w * _density(z)).sum(axis=1))
+    return np.asarray(((f(x) + f(-x)) * w * _density(z)).sum(axis=-1))
 
 
 @dataclass(frozen=True)

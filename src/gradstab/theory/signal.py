@@ -111,16 +111,12 @@ class _Covariances:
         return float(powers @ self._squares) + (self._second - float(self._squares.sum())) * c**_ORDER
 
     def _coefficients(self, q: float) -> Array:
-        def products(x: Array) -> Array:
-            # One row for each order; x, the same in all rows, is where φ is taken.
-            return np.asarray(self._act.phi(x) * _hermite(x[0] / math.sqrt(q)))
-
-        return gaussian_expectation(products, np.full(_ORDER, q), self._act.kinks)
+        return gaussian_expectation(lambda x: self._act.phi(x) * _hermite(x / math.sqrt(q)), q, self._act.kinks)
 
 
 def _hermite(z: Array) -> Array:
-    """The normalised probabilists' Hermite polynomials at z, [order, points]."""
-    found = np.empty((_ORDER, z.size))
+    """The normalised probabilists' Hermite polynomials at z, [order, *z.shape]."""
+    found = np.empty((_ORDER, *z.shape))
     found[0], found[1] = 1.0, z
     for k in range(1, _ORDER - 1):
         found[k + 1] = (z * found[k] - math.sqrt(k) * found[k - 1]) / math.sqrt(k + 1)

@@ -10,7 +10,7 @@ import numpy as np
 from gradstab.theory.activations import Activation, Array
 from gradstab.theory.batchnorm import BatchNormMoments, batch_norm_moments
 from gradstab.theory.errors import NoTheory
-from gradstab.theory.maps import mean, mean_slope, second_moment, second_moment_slope, slope_moment
+from gradstab.theory.maps import mean_and_variance, mean_slope, second_moment, second_moment_slope, slope_moment
 
 EPS = 1e-5  # of PyTorch's LayerNorm and BatchNorm
 
@@ -75,19 +75,18 @@ class LayerNormAfter:
 
     act: Activation
 
-    def _variance(self, q: Array) -> Array:
-        return second_moment(self.act, q) - mean(self.act, q) ** 2
-
     def forward(self, q: Array) -> Array:
-        variance = self._variance(q)
+        _, variance = mean_and_variance(self.act, q)
         return variance / (variance + EPS)
 
     def forward_slope(self, q: Array) -> Array:
-        slope = second_moment_slope(self.act, q) - 2 * mean(self.act, q) * mean_slope(self.act, q)
-        return slope * EPS / (self._variance(q) + EPS) ** 2
+        mean, variance = mean_and_variance(self.act, q)
+        slope = second_moment_slope(self.act, q) - 2 * mean * mean_slope(self.act, q)
+        return slope * EPS / (variance + EPS) ** 2
 
     def backward(self, q: Array) -> Array:
-        return slope_moment(self.act, q) / (self._variance(q) + EPS)
+        _, variance = mean_and_variance(self.act, q)
+        return slope_moment(self.act, q) / (variance + EPS)
 
     def phi_variance(self, q: Array) -> Array:
         return q
