@@ -20,9 +20,9 @@ from gradstab.theory.maps import chi_1, chi_parallel, length_map, stable_correla
 
 Stability = Literal["stable", "half-stable", "unstable", "neutral"]
 
-_GRID = np.geomspace(1e-9, 1e9, 721)
 _TANGENT = 1e-7  # a curve that comes within this of 0, relative to q, and turns, is said to touch it
 _FLAT = 1e-11  # (V(q) - q)/q below this is rounding
+_CRITICAL = 1e-9  # χ this close to 1 is 1: a fixed point is known no better than _FLAT
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,31 @@ def _minimum(f: Callable[[Array], Array], low: float, high: float) -> float:
 
 
 def fixed_points(act: Activation, sigma_w2: float, sigma_b2: float = 0.0) -> tuple[FixedPoint, ...]:
-    """All fixed points of q → σ_w² E φ(√q z)² + σ_b² in [0, 1e9], smallest first; none where q grows without bound."""
+    """All fixed points of q → σ_w² E φ(√q z)² + σ_b², smallest first; none where q grows without bound.
+
+    They are looked for between 1e-9 and 1e9, and as far beyond as σ_w² and σ_b² may put them.
+    """
     if act.scale_free is not None:
         return _scale_free_fixed_points(sigma_w2 * act.scale_free, sigma_b2)
     excess = partial(_excess, act, sigma_w2, sigma_b2)
+    grid = _grid(act, sigma_w2, sigma_b2)
     # Where V(q)/q tends to 1 for large q, rounding alone makes it equal to 1.
-    last = int(np.flatnonzero(excess(_GRID))[-1:].sum()) + 1
-    points = roots(excess, _GRID[:last] if last > 1 else _GRID)
+    last = int(np.flatnonzero(excess(grid))[-1:].sum()) + 1
+    points = roots(excess, grid[:last] if last > 1 else grid)
     if not sigma_b2 and not act.at_zero * sigma_w2:
         points = [0.0, *(q for q in points if q > 1e-8)]
     return tuple(
         FixedPoint(q, _stability(excess, q), float(chi_parallel(act, q, sigma_w2)), float(chi_1(act, q, sigma_w2)))
         for q in points
     )
+
+
+def _grid(act: Activation, sigma_w2: float, sigma_b2: float) -> Array:
+    """Lengths, 40 a decade, from well below V(0), where that is not 0, to well above what a bounded φ makes of any."""
+    at_zero = sigma_b2 + sigma_w2 * act.at_zero**2
+    low = 1e-3 * min(1e-6, at_zero or 1.0)
+    high = 1e3 * max(1e6, sigma_w2, sigma_b2)
+    return np.geomspace(low, high, 1 + round(40 * math.log10(high / low)))
 
 
 def _excess(act: Activation, sigma_w2: float, sigma_b2: float, q: Array) -> Array:
@@ -137,7 +149,7 @@ def _scale_free_fixed_points(chi: float, sigma_b2: float) -> tuple[FixedPoint, .
 
 def _stability(excess: Callable[[Array], Array], q: float) -> Stability:
     """From the signs of V(q) - q on both sides, at the nearest distance at which they stand out from rounding."""
-    above = _first_sign(excess(q + np.geomspace(max(1e-9, 1e-3 * q), max(10.0, q), 60)))
+    above = _first_sign(excess(q + np.geomspace(1e-3 * q or 1e-9, max(10.0, q), 60)))
     below = _first_sign(excess(q - np.geomspace(1e-3 * q, 0.9 * q, 60))) if q else -above
     if above == below:
         return "half-stable" if above else "neutral"
@@ -162,10 +174,12 @@ def depth_scales(
     else:
         point = _reached(points, _first_sign(_excess(act, scaled, sigma_b2, np.array([start]))), start)
     if point is None:
+        beyond = _grid(act, scaled, sigma_b2)[-1]
+        end = "without bound" if act.scale_free is not None else f"beyond {beyond:g}"
         where = "" if start is None else f" from {start:.3g}"
         raise NoTheory(
             f"act={act.name} with sigma_w2={sigma_w2:g}, sigma_b2={sigma_b2:g}, dropout={dropout:g} tends to no "
-            f"length: q {_drift(act, scaled, sigma_b2, start)}{where}, so there are no depth scales"
+            f"length: q grows with depth {end}{where}, so there are no depth scales"
         )
     c, slope = math.nan, math.nan
     if point.q > 0:
@@ -176,20 +190,12 @@ def depth_scales(
 
 
 def _reached(points: Sequence[FixedPoint], direction: float, start: float) -> FixedPoint | None:
-    """The fixed point that a length tends to, if V moves it in this direction, or at which it is."""
+    """The fixed point that a length tends to, if V moves it in this direction; the nearest, if in none."""
     if not direction:
-        return next((p for p in points if p.stability == "neutral" or math.isclose(p.q, start, rel_tol=1e-6)), None)
+        return min(points, key=lambda p: abs(p.q - start), default=None)
     if direction > 0:
         return next((p for p in points if p.q > start), None)
     return next((p for p in reversed(points) if p.q < start), None)
-
-
-def _drift(act: Activation, sigma_w2: float, sigma_b2: float, start: float | None) -> str:
-    """What lengths do that tend to no fixed point within the grid."""
-    at = _GRID[-1:] if start is None else np.array([start])
-    if _first_sign(_excess(act, sigma_w2, sigma_b2, at)) < 0:
-        return f"shrinks with depth below {_GRID[0]:g}"
-    return f"grows with depth {'without bound' if act.scale_free is not None else f'beyond {_GRID[-1]:g}'}"
 
 
 def _depth(chi: float) -> float:
@@ -197,4 +203,4 @@ def _depth(chi: float) -> float:
         return math.nan
     if chi <= 0:
         return 0.0
-    return math.inf if abs(chi - 1) < 1e-12 else -1 / math.log(chi)
+    return math.inf if abs(chi - 1) < _CRITICAL else -1 / math.log(chi)

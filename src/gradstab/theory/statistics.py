@@ -15,6 +15,7 @@ SATURATED = 0.05  # of the largest slope: below it, a unit of a bounded activati
 _BOUNDED = ("sigmoid", "tanh", "scaled_tanh", "hardtanh", "softsign", "erf")
 
 
+@np.errstate(all="ignore")  # variances of hundreds of decades come of networks that explode
 def activation_statistics(
     act: Activation, prediction: Prediction, *, batch_size: int | None = None
 ) -> Mapping[str, Array]:
@@ -62,7 +63,6 @@ def _beyond(edge: float, variance: Array, batch_size: int | None) -> Array:
     from scipy.special import betainc, erfc  # type: ignore[import-untyped]
 
     if batch_size is None:
-        with np.errstate(divide="ignore"):
-            return np.asarray(erfc(edge / np.sqrt(2 * variance)))
+        return np.asarray(erfc(edge / np.sqrt(2 * variance)))
     inside = min(1.0, edge**2 / (batch_size - 1))
     return np.full_like(variance, float(betainc((batch_size - 2) / 2, 0.5, 1 - inside)))

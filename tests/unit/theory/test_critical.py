@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradstab.theory import NoTheory, activation, chi_1, critical_line, critical_point, half_stable_point, length_map
+from gradstab.theory import (
+    NoTheory,
+    activation,
+    chi_1,
+    critical_line,
+    critical_point,
+    critical_sigma_w2,
+    depth_scales,
+    half_stable_point,
+    length_map,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,12 +73,16 @@ def test_critical_points_without_biases(name: str, sigma_w2: float, kind: str) -
 
 
 @pytest.mark.parametrize("name", ["tanh", "erf", "hardtanh", "selu", "elu", "softsign", "sigmoid", "scaled_tanh"])
-def test_critical_points_are_fixed_and_critical(name: str) -> None:
+@pytest.mark.parametrize("sigma_b2", [0.05, 0.1, 0.3])
+def test_critical_points_are_fixed_and_critical(name: str, sigma_b2: float) -> None:
     act = activation(name)
-    point = critical_point(act, 0.3)
-    assert length_map(act, point.q, point.sigma_w2, 0.3) == pytest.approx(point.q, rel=1e-9)
+    point = critical_point(act, sigma_b2)
+    assert length_map(act, point.q, point.sigma_w2, sigma_b2) == pytest.approx(point.q, rel=1e-9)
     assert chi_1(act, point.q, point.sigma_w2) == pytest.approx(1, rel=1e-12)
     assert point.kind == "stable"
+    assert critical_sigma_w2(act, sigma_b2) == point.sigma_w2
+    scales = depth_scales(act, point.sigma_w2, sigma_b2)
+    assert (scales.xi_c, scales.xi_grad) == (np.inf, np.inf)
 
 
 def test_where_there_is_none_it_says_so() -> None:

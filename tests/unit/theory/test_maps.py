@@ -18,7 +18,14 @@ from gradstab.theory import (
     fixed_points,
 )
 from gradstab.theory import length_map as step
-from gradstab.theory.maps import mean, mean_slope, second_moment, second_moment_slope, stable_correlation
+from gradstab.theory.maps import (
+    mean,
+    mean_and_variance,
+    mean_slope,
+    second_moment,
+    second_moment_slope,
+    stable_correlation,
+)
 from gradstab.theory.quadrature import gaussian_expectation
 from tests.unit.theory.test_quadrature import NAMES
 
@@ -43,6 +50,18 @@ def test_chi_parallel_is_the_slope_of_the_length_map(name: str) -> None:
     np.testing.assert_allclose(chi_parallel(act, q, 1.7), expected, rtol=1e-8)
     difference = (step(act, q * 1.0001, 1.7, 0.3) - step(act, q * 0.9999, 1.7, 0.3)) / (q * 2e-4)
     np.testing.assert_allclose(chi_parallel(act, q, 1.7), difference, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mean_and_variance(name: str) -> None:
+    act, q = activation(name), np.geomspace(0.01, 100, 40)
+    average, variance = mean_and_variance(act, q)
+    np.testing.assert_allclose(average, gaussian_expectation(act.phi, q, act.kinks), rtol=1e-12, atol=1e-14)
+    around = zip(q, average, strict=True)
+    expected = [gaussian_expectation(lambda x, m=m: (act.phi(x) - m) ** 2, v, act.kinks) for v, m in around]
+    np.testing.assert_allclose(variance, expected, rtol=1e-9)
+    # φ is φ(0) + φ'(0) x there, and what is left of a difference of squares is rounding.
+    assert (mean_and_variance(act, np.geomspace(1e-30, 1e-14, 50))[1] >= 0).all()
 
 
 @pytest.mark.parametrize(("name", "limit"), [("sigmoid", 1 / 16), ("softplus", 1 / 4 + math.log(2) / 4), ("tanh", 1)])
@@ -95,6 +114,10 @@ def test_dropout_takes_perfect_correlation_away() -> None:
         ("gelu", 4.0, 0.0, [(0.0, "unstable")]),
         ("gelu", 2.0, 0.1, [(0.3408, "stable"), (11.298, "unstable")]),
         ("softplus", 4.0, 0.0, []),
+        # V(q) = q/2 + 1e-12; σ_w²/4 and σ_w²/2, where the sigmoid is 1/2 for all and where it is 0 or 1.
+        ("tanh", 0.5, 1e-12, [(2e-12, "stable")]),
+        ("sigmoid", 1.28e-10, 0.0, [(3.2e-11, "stable")]),
+        ("sigmoid", 1e12, 0.0, [(5e11, "stable")]),
     ],
 )
 def test_fixed_points(name: str, sigma_w2: float, sigma_b2: float, expected: list[tuple[float, str]]) -> None:
@@ -102,8 +125,8 @@ def test_fixed_points(name: str, sigma_w2: float, sigma_b2: float, expected: lis
     points = fixed_points(act, sigma_w2, sigma_b2)
     assert [p.stability for p in points] == [stability for _, stability in expected]
     for point, (q, _) in zip(points, expected, strict=True):
-        assert point.q == pytest.approx(q, rel=1e-3, abs=1e-12)
-        assert step(act, point.q, sigma_w2, sigma_b2) == pytest.approx(point.q, rel=1e-9, abs=1e-12)
+        assert point.q == pytest.approx(q, rel=1e-3, abs=1e-30)
+        assert step(act, point.q, sigma_w2, sigma_b2) == pytest.approx(point.q, rel=1e-9, abs=1e-30)
 
 
 def test_depth_scales_are_the_rates_at_which_deviations_shrink() -> None:
@@ -144,5 +167,6 @@ def test_depth_scales_are_those_of_the_length_that_a_network_tends_to() -> None:
         depth_scales(gelu, 3.0, start=1.1 * large.q)
     q = float(depth_scales(activation("tanh"), 2.0, 0.1, start=50.0).q)
     assert float(step(activation("tanh"), q, 2.0, 0.1)) == pytest.approx(q, rel=1e-9)
-    with pytest.raises(NoTheory, match=r"shrinks with depth below 1e-09 from 0\.5"):
-        depth_scales(activation("tanh"), 0.5, 1e-10, start=0.5)
+    assert depth_scales(activation("tanh"), 0.5, 1e-10, start=0.5).q == pytest.approx(2e-10)
+    # Where tanh is x to the last digit, V(q) = q, and still it shrinks.
+    assert depth_scales(activation("tanh"), 1.0, start=1e-13).q == 0

@@ -47,3 +47,11 @@ def test_where_slopes_fall_below_five_percent() -> None:
     assert saturation_edge(activation("hardtanh")) == pytest.approx(1)
     assert saturation_edge(activation("softsign")) == pytest.approx(math.sqrt(20) - 1)
     assert saturation_edge(activation("erf")) == pytest.approx(math.sqrt(math.log(20)))
+
+
+def test_lengths_of_hundreds_of_decades_make_no_noise() -> None:
+    """Warnings are errors in tests."""
+    exploding = {"init": "variance", "init_knobs": {"sigma_w2": 1e6, "sigma_b2": 0.0}}
+    for name in ("relu", "leaky_relu"):
+        predicted = predict(act=name, widths=[20] * 102, q0=1.0, **exploding)
+        assert activation_statistics(activation(name), predicted)["activation_mean"][-1] > 1e100
