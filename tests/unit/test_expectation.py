@@ -247,6 +247,18 @@ def test_lenet_profiles_over_draws_of_the_weights(configure: Compose, digits: Da
     assert (abs(relative - predicted) < 4 * error).all()
 
 
+@pytest.mark.parametrize("overrides", ["act=relu", "act=tanh model.pooling=avg"])
+def test_lenet_under_lsuv_is_drawn_without_dropout(configure: Compose, digits: Dataset, overrides: str) -> None:
+    """Dropout takes correlation away, yet the weights are those of the same network without."""
+    found = []
+    for rate in (0.0, 0.3):
+        config = configure("model=lenet5", "init=lsuv", f"model.dropout={rate}", "batch_size=64", *overrides.split())
+        models = [build(replace(config, seed=seed), digits).model for seed in range(6)]
+        correlations = np.mean([window_correlations(model, digits.train.inputs[:64]) for model in models], axis=0)
+        found.append(expect(config, inputs_of(digits), tuple(correlations)).sigma_w2)
+    np.testing.assert_allclose(found[1], found[0], rtol=0.02)
+
+
 # ------------------------------------------------------------------------------------------------- caveats
 
 

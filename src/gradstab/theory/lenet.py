@@ -101,8 +101,8 @@ def predict_lenet5(
 
     ``q0`` is the mean square of what C1's kernels see, padding included. ``correlations`` are those of the
     pre-activations of C1 and of C3 within a pooling window, which depend on the images:
-    :func:`window_correlation` takes them from measured maps. Positions and channels count as alike and as Gaussian,
-    which few channels are only roughly; no kernel but C1's meets padding, so fan-ins are exact.
+    :func:`window_correlation` takes them from maps measured under the same dropout. Positions and channels count as
+    alike and as Gaussian, which few channels are only roughly; no kernel but C1's meets padding, so fan-ins are exact.
     (Xiao et al. 2018, arXiv:1806.05393)
 
     Raises :class:`NoTheory` where there is none.
@@ -119,10 +119,9 @@ def predict_lenet5(
         )
     act_knobs, init_knobs = act_knobs or {}, init_knobs or {}
     phi = activation(act, **act_knobs)
-    # Of four values that are equally correlated no less than -1/3 is possible; what is measured below 0 is chance.
-    pooled = [_pooled(phi, pooling, max(correlation, 0.0)) for correlation in correlations]
-    plain: list[Unit] = [*pooled, Plain(phi), Plain(phi)]
-    units: list[Unit] = [Dropped(unit, dropout) for unit in plain]
+    units: list[Unit] = [Dropped(unit, dropout) for unit in _units(phi, pooling, correlations)]
+    # lsuv measures what it scales by without dropout, whose masks add to C3's squares but not to its products.
+    drawing = _units(phi, pooling, (correlations[0], correlations[1] / (1 - dropout)))
     fans = [
         Fan(25 * in_channels, 25 * 6, kernel=25),
         Fan(25 * 6, 25 * 16, kernel=25),
@@ -132,7 +131,7 @@ def predict_lenet5(
     ]
     drawn = layer_variances(init, init_knobs, fans, act=act, act_knobs=act_knobs, dropout=dropout, bias=True)
     start = np.array([q0])
-    known = list(resolved(drawn, [unit.forward for unit in plain], start))
+    known = list(resolved(drawn, [unit.forward for unit in drawing], start))
     q = trajectory(known, [unit.forward for unit in units], start)
     forward_slope = np.stack([unit.forward_slope(v) for unit, v in zip(units, q, strict=True)])
     backward = np.stack([unit.backward(v) for unit, v in zip(units, q, strict=True)])
@@ -142,6 +141,13 @@ def predict_lenet5(
         "model=lenet5: 6 and 16 channels are few; single draws of the weights scatter widely around the prediction",
     )
     return assemble(known, q, forward_slope, backward, notes=notes)
+
+
+def _units(act: Activation, pooling: str, correlations: tuple[float, float]) -> list[Unit]:
+    """The hidden units, without dropout."""
+    # Of four values that are equally correlated no less than -1/3 is possible; what is measured below 0 is chance.
+    pooled = [_pooled(act, pooling, min(max(correlation, 0.0), 1.0)) for correlation in correlations]
+    return [*pooled, Plain(act), Plain(act)]
 
 
 def _pooled(act: Activation, pooling: str, correlation: float) -> Unit:
