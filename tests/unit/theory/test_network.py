@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gradstab.theory import activation, batch_norm_rate, length_map, predict
+from gradstab.theory import NoTheory, activation, batch_norm_rate, length_map, predict
 from tests.unit.theory.nets import batch_norm, depth_factor, gaussian_inputs, layer_norm, mean_log_profile, profile
 
 EQUAL = [1000] * 11 + [10]
@@ -86,6 +86,20 @@ def test_batch_norm(act: str, phi: Any, net: Any, theory: Any) -> None:
     predicted = predict(act=act, widths=widths, q0=1.0, norm="batch", batch_size=32, **theory)
     assert predicted.depth_factor == pytest.approx(depth_factor(logs), rel=0.01)
     assert any("equally correlated" in note for note in predicted.notes)
+
+
+def test_batch_norm_has_a_theory_down_to_a_few_eps() -> None:
+    def measured(sigma_w2: float) -> float:
+        return depth_factor(mean_log_profile(2, 32, widths, torch.tanh, sigma_w2=sigma_w2, before=batch_norm))
+
+    widths = [500] * 8 + [10]
+    knobs: dict[str, Any] = {"act": "tanh", "widths": widths, "q0": 1.0, "norm": "batch", "batch_size": 32}
+    small = predict(**knobs, **plane(1e-4))
+    assert any("eps=1e-05 is left out" in note for note in small.notes)
+    assert small.depth_factor == pytest.approx(measured(1e-4), rel=0.03)
+    assert abs(measured(1e-5) / small.depth_factor - 1) > 0.1
+    with pytest.raises(NoTheory, match="eps=1e-05 that BatchNorm adds"):
+        predict(**knobs, **plane(1e-5))
 
 
 def test_correlated_inputs_shrink_the_batch_deviation_that_the_first_norm_divides_by() -> None:
