@@ -11,7 +11,7 @@ from gradstab.theory.activations import Activation, Array, Function, activation
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble
 from gradstab.theory.quadrature import gaussian_expectation, largest_of_four, pair_expectation
-from gradstab.theory.trajectory import resolved, trajectory
+from gradstab.theory.trajectory import trajectory
 from gradstab.theory.unit import Dropped, Plain, Unit
 from gradstab.theory.variances import Fan, layer_variances
 
@@ -131,8 +131,8 @@ def predict_lenet5(
     ]
     drawn = layer_variances(init, init_knobs, fans, act=act, act_knobs=act_knobs, dropout=dropout, bias=True)
     start = np.array([q0])
-    known = list(resolved(drawn, [unit.forward for unit in drawing], start))
-    q = trajectory(known, [unit.forward for unit in units], start)
+    known, _ = trajectory(drawn, [unit.forward for unit in drawing], start)
+    _, q = trajectory(known, [unit.forward for unit in units], start)
     forward_slope = np.stack([unit.forward_slope(v) for unit, v in zip(units, q, strict=True)])
     backward = np.stack([unit.backward(v) for unit, v in zip(units, q, strict=True)])
     notes = (

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from gradstab.theory.activations import Array, activation
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble
-from gradstab.theory.trajectory import Forward, resolved, trajectory
+from gradstab.theory.trajectory import Forward, trajectory
 from gradstab.theory.unit import EPS, BatchNormBefore, build_unit
 from gradstab.theory.variances import Fan, Variances, layer_variances
 
@@ -59,7 +59,7 @@ def predict(
     phi = activation(act, **act_knobs)
     unit = build_unit(phi, norm, norm_position, batch_size, dropout)
     # lsuv measures what it scales by without dropout.
-    drawing = build_unit(phi, norm, norm_position, batch_size, 0.0) if init == "lsuv" else unit
+    drawing = build_unit(phi, norm, norm_position, batch_size, 0.0) if init == "lsuv" and dropout else unit
     drawn = layer_variances(init, init_knobs, fans, act=act, act_knobs=act_knobs, dropout=dropout, bias=bias)
     lengths = np.atleast_1d(np.asarray(q0, dtype=np.float64))
     if norm == "batch":
@@ -68,13 +68,14 @@ def predict(
     blocks = depth - 1 if residual != "none" else 0
     scale = _branch_scale(residual, blocks)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        known = list(resolved(drawn, [drawing.forward] * depth, lengths, blocks, scale))
-        q = trajectory(known, [unit.forward] * depth, lengths, blocks, scale)
+        known, q = trajectory(drawn, [drawing.forward] * depth, lengths, blocks, scale)
+        if drawing is not unit:
+            _, q = trajectory(known, [unit.forward] * depth, lengths, blocks, scale)
         argument = q
         if isinstance(unit, BatchNormBefore):
             # Biases shift a whole batch, and so do not add to its variance.
             weights = [Variances(v.sigma_w2, 0.0) for v in known]
-            argument = trajectory(weights, [unit.forward_variance] * depth, lengths * (1 - c0), blocks, scale)
+            _, argument = trajectory(weights, [unit.forward_variance] * depth, lengths * (1 - c0), blocks, scale)
         notes = tuple(_notes(norm, init, scale, float(argument.min())))
         slope, backward = _once(unit.forward_slope, q), _once(unit.backward, argument)
         variance = unit.phi_variance(q)
