@@ -22,6 +22,7 @@ Stability = Literal["stable", "half-stable", "unstable", "neutral"]
 
 _TANGENT = 1e-7  # a curve that comes within this of 0, relative to q, and turns, is said to touch it
 _FLAT = 1e-11  # (V(q) - q)/q below this is rounding
+_NEAR = 1e-3  # V leaves lengths this close to a fixed point where they are, as far as rounding tells
 _CRITICAL = 1e-9  # χ this close to 1 is 1: a fixed point is known no better than _FLAT
 
 
@@ -190,9 +191,11 @@ def depth_scales(
 
 
 def _reached(points: Sequence[FixedPoint], direction: float, start: float) -> FixedPoint | None:
-    """The fixed point that a length tends to, if V moves it in this direction; the nearest, if in none."""
+    """The fixed point that a length tends to, if V moves it in this direction; the one at which it is, if in none."""
     if not direction:
-        return min(points, key=lambda p: abs(p.q - start), default=None)
+        nearest = min(points, key=lambda p: abs(p.q - start), default=None)
+        there = nearest is not None and abs(nearest.q - start) <= _NEAR * max(start, _NEAR)
+        return nearest if there else next((p for p in points if p.stability == "neutral"), None)
     if direction > 0:
         return next((p for p in points if p.q > start), None)
     return next((p for p in reversed(points) if p.q < start), None)
