@@ -202,6 +202,7 @@ def test_list(tmp_path: Path) -> None:
         (["stop_on=exploding,,vanishing"], "gradstab: stop_on=exploding,,vanishing: ", "vanishing, exploding"),
         (["~verdict.patience"], "~verdict.patience: cannot be taken out", "KEY=VALUE"),
         (["~steps"], "~steps: cannot be taken out", "KEY=VALUE"),
+        (["~seed"], "~seed: cannot be taken out", "seed=VALUE"),
         (["~act"], "act: a group cannot be empty", "relu"),
         (["schedule=warmup_cosine", "schedule.warmup_steps=9999"], "schedule.warmup_steps=9999", "9999"),
         (["--foo"], "--foo", "allowed: --resume, -h, --help, -m, --multirun"),

@@ -91,6 +91,9 @@ def test_a_changed_configuration_is_another_cell(here: Here, tmp_path: Path, run
     assert [(row["number"], row["act"], row["steps"]) for row in rows] == [
         *(("0", "relu", "2"), ("1", "tanh", "2"), ("2", "relu", "3"), ("3", "tanh", "3")),
     ]
+    head = (tmp_path / "s" / "results.csv").read_text().splitlines()[0].split(",")
+    assert len(set(head)) == len(head)
+    assert [row["steps_done"] for row in rows] == ["2", "2", "3", "3"]
     # And one that was swept before is the same one, in its directory.
     done = here("train", "-m", *TINY, "act=elu,tanh", "out_dir=s")
     assert len(runs) == 5

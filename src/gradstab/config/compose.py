@@ -73,7 +73,11 @@ def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
     renamed = [key.removesuffix(".name") for key in sorted(explicit) if key in {f"{group}.name" for group in GROUPS}]
     if renamed:
         raise ConfigError(*(f"{group}.name: is no knob; choose with {group}=OPTION" for group in renamed))
-    problems = _unknown_keys(composed, [*(f.name for f in fields(Run)), *GROUPS])
+    scalars = [f.name for f in fields(Run)]
+    removed = [key for text in overrides if text.startswith("~") and (key := text[1:].partition("=")[0]) in scalars]
+    if removed:
+        raise ConfigError(*(f"~{key}: cannot be taken out; allowed: {key}=VALUE" for key in removed))
+    problems = _unknown_keys(composed, [*scalars, *GROUPS])
     words = [text.lstrip("+~") for text in overrides if "$" not in text]
     typed = {word.partition("=")[0]: word for word in words}
     values = _read_fields(Run, composed, "", problems, typed)

@@ -24,6 +24,8 @@ FIGURES = (
     *("test_accuracy", "best_test_accuracy", "test_loss", "train_loss", "depth_factor", "depth_factor_r2"),
     *("steps", "seconds"),
 )
+# What a run was told is "steps" where that was swept.
+_HEADS = ["steps_done" if figure == "steps" else figure for figure in FIGURES]
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def groups(rows: Sequence[Row]) -> list[Group]:
 def write(folder: Path, rows: Sequence[Row]) -> None:
     """Write results.csv, and results_over_seeds.csv where seeds were swept; each whole or not at all."""
     names = swept_names(rows)
-    header = ["number", *names, "status", *FIGURES, "verdict", "reason", "directory", "key"]
+    header = ["number", *names, "status", *_HEADS, "verdict", "reason", "directory", "key"]
     lines: list[list[Any]] = [header]
     for row in rows:
         entry = row.entry
@@ -133,7 +135,7 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
 def _over_seeds(seeds: Sequence[Group]) -> list[list[Any]]:
     names = list(seeds[0].swept)
     header = [*names, "cells", "finished", "completed"]
-    lines: list[list[Any]] = [header + [f"{figure}_{what}" for figure in FIGURES for what in ("mean", "std")]]
+    lines: list[list[Any]] = [header + [f"{head}_{what}" for head in _HEADS for what in ("mean", "std")]]
     for group in seeds:
         finished = sum(row.entry.status in FINISHED for row in group.rows)
         line = [*group.swept.values(), len(group.rows), finished, len(group.completed)]
