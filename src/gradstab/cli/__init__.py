@@ -19,32 +19,46 @@ from gradstab.errors import ConfigError, GradstabError, Interrupted
 from gradstab.interrupts import heard, listen, then_leave
 
 USAGE = """\
-gradstab: are my gradients vanishing or exploding, where, why, and what mends it?
+gradstab: are my gradients vanishing or exploding, where, why; what mends it?
 
 usage: gradstab COMMAND ...
 
-commands:
-  train [OVERRIDES]   train a network and record its gradients, layer by layer
-                        gradstab train                                  a 20-layer ReLU network on digits
-                        gradstab train model=deep_mlp act=sigmoid       watch the gradient vanish
-                        gradstab train -m act=sigmoid,tanh,relu         a sweep; the same again goes on with it
-                        gradstab train --cfg job                        show the configuration, do not train
-                        gradstab train --resume outputs/train/NAME      go on with a run that was interrupted
-  probe [OVERRIDES]   look at a network's gradient before any training, beside what theory predicts
-                        gradstab probe act=sigmoid init=xavier_normal   will it vanish, and what mends it?
-                        gradstab probe probe.jacobian=true --json       singular values too, as JSON
-  report DIR...       one page for a run, several, or a whole sweep (gradstab report --help)
-                        gradstab report outputs/sigmoid --figures png   report.html and the pictures by themselves
-  explain RUN_DIR     what broke in a run that diverged, how it came to that, and what would have caught it
-  status DIR          how a sweep or a run stands: what is done, what runs now, what failed (--json for programs)
-  list [GROUP]        every option of every group, with its knobs and the paper it is from
+commands (each has a help of its own: gradstab COMMAND --help):
+  train [OVERRIDES]  train a network and record its gradients, layer by layer
+  probe [OVERRIDES]  look at a network's gradient before any training, beside
+                     what theory predicts
+  report DIR...      one page for a run, several, or a whole sweep
+  explain RUN_DIR    what broke in a run that diverged, how it came to that, and
+                     what would have caught it
+  status DIR         how a sweep or a run stands: what is done, what runs now,
+                     what failed (--json for programs)
+  list [GROUP]       every option of every group, with its knobs and the paper
+                     it is from
+
+for example:
+  gradstab train                             a 20-layer ReLU network on digits
+  gradstab train act=sigmoid                 watch the gradient vanish
+  gradstab train -m act=sigmoid,tanh,relu    a sweep; the same again goes on
+                                             with it
+  gradstab train --cfg job                   show the configuration, do not
+                                             train
+  gradstab train --resume outputs/train/NAME go on with a run that was
+                                             interrupted
+  gradstab probe act=sigmoid init=xavier_normal
+                                             will it vanish, and what mends it?
+  gradstab probe probe.jacobian=true --json  singular values too, as JSON
+  gradstab report outputs/sigmoid --figures png
+                                             report.html, and the pictures by
+                                             themselves
 
 options:
-  -h, --help          this text
-  --version           the version
-  -sc install=bash    print the shell function for Tab completion (bash, zsh, fish): eval "$(gradstab -sc install=bash)"
+  -h, --help         this text
+  --version          the version
+  -sc install=bash   print the shell function for Tab completion (bash, zsh,
+                     fish): eval "$(gradstab -sc install=bash)"
 
-exit codes: 0 completed or diverged, 1 failed, 2 wrong command or configuration, 130 interrupted, 143 terminated
+exit codes: 0 completed or diverged, 1 failed, 2 wrong command or configuration,
+130 interrupted, 143 terminated
 """
 
 

@@ -10,20 +10,23 @@ from gradstab.cli.output import FAILED, OK, complain, say
 from gradstab.errors import ConfigError
 
 USAGE = """\
-gradstab explain: what broke in a run, which layer first, how it came to that, and what would have caught it
+gradstab explain: what broke in a run, which layer first, how it came to that,
+and what would have caught it
 
 usage: gradstab explain RUN_DIR [options]
 
-RUN_DIR is the directory of a run that diverged, or skipped a step that was not finite. The step is made once more from
-the checkpoint of just before it. A clipping that would have caught it is sought in the norms before, and tried out on
-the run from its start where that takes a few seconds.
+RUN_DIR is the directory of a run that diverged, or skipped a step that was not
+finite. The step is made once more from the checkpoint of just before it. A
+clipping that would have caught it is sought in the norms before, and tried out
+on the run from its start where that takes a few seconds.
 
 options:
-  --prove              try the clipping out however long that takes, to the run's last step
-  --json               everything as one JSON object
-  -h, --help           this text
+  --prove     try the clipping out however long that takes, to the last step
+  --json      everything as one JSON object
+  -h, --help  this text
 
-exit codes: 0 told, or nothing to tell; 1 the step did not break again, or a file cannot be read; 2 wrong command
+exit codes: 0 told, or nothing to tell; 1 the step did not break again, or a
+file cannot be read; 2 wrong command
 """
 FLAGS = ("--prove", "--json", "-h", "--help")
 

@@ -14,18 +14,25 @@ gradstab report: one page for a run, for several, or for a whole sweep
 
 usage: gradstab report DIR... [options]
 
-DIR is a run's directory or any folder with runs below it; finished, running and broken runs are all read.
+DIR is a run's directory or any folder with runs below it; finished, running
+and broken runs are all read.
 
 options:
-  --out FILE|DIR       where the page goes: a name that ends in .html, or a folder for report.html
-                       (default: in DIR itself; with several, in the current folder)
-  --figures KINDS      the pictures by themselves as well: png, svg, pdf, or several with commas between them
-  --steps N,N,...      the steps to draw profiles over depth at (default: a few of the measured ones)
-  --csv                the per-layer records as a table: run, step, layer, quantity, value
-  --parquet            the same as a Parquet file (needs pyarrow: pip install 'gradstab[parquet]')
-  -h, --help           this text
+  --out FILE|DIR   where the page goes: a name that ends in .html, or a folder
+                   for report.html (default: in DIR itself; with several, in
+                   the current folder)
+  --figures KINDS  the pictures by themselves as well: png, svg, pdf, or several
+                   with commas between them
+  --steps N,N,...  the steps to draw profiles over depth at (default: a few of
+                   the measured ones)
+  --csv            the per-layer records as a table: run, step, layer, quantity,
+                   value
+  --parquet        the same as a Parquet file (needs pyarrow:
+                   pip install 'gradstab[parquet]')
+  -h, --help       this text
 
-Pictures and tables stand beside the page and take its name: report_figures/, report.csv, report.parquet.
+Pictures and tables stand beside the page and take its name: report_figures/,
+report.csv, report.parquet.
 """
 KINDS = ("png", "svg", "pdf")
 FLAGS = ("--out", "--figures", "--steps", "--csv", "--parquet", "-h", "--help")
