@@ -38,13 +38,18 @@ class Candidate:
 def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: float | None) -> Iterator[Candidate]:
     """What is worth trying, the smallest change first."""
     kinds, rules = set(verdict.labels), {finding.rule for finding in verdict.findings}
-    if "dead_units" in kinds and config.act.name == "relu":
-        yield Candidate(("act=leaky_relu",), "a slope below 0, so that no unit dies")
+    slopes = Candidate(("act=leaky_relu",), "a slope below 0, so that no unit dies")
+    killed = "dead_units" in kinds and config.act.name == "relu"
+    # What exploded would explode with slopes below 0 all the sooner.
+    if killed and "exploding" not in kinds:
+        yield slopes
     if "lost_in_dropout" in rules:
         yield Candidate(("model.dropout=0",), "no masks, no noise")
         yield Candidate(("model.residual=scaled",), "skip paths carry the signal past the masks")
     if kinds & _ABOUT_DEPTH and not steady:
         yield from _depth_candidates(config)
+    if killed and "exploding" in kinds:
+        yield slopes
     # A network that is broken, dead or saturated before its first update is so at any rate.
     born = {f.kind for f in verdict.findings if f.first_step == 0 and f.rule in _BORN}
     updated = verdict.step > 0 and not born

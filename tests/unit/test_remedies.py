@@ -82,6 +82,14 @@ def test_the_smallest_change_that_theory_trusts_comes_first(configure: Compose, 
     assert remedies[0].overrides == ("init=critical", "init.gain=1")
 
 
+def test_units_that_died_in_an_explosion_are_offered_smaller_weights_first(configure: Compose, inputs: Inputs) -> None:
+    # With slopes below 0 instead, this network diverges at its fifth step.
+    remedies = remedies_for(configure("model=lenet5", "init.gain=3"), inputs, found("exploding", "dead_units"))
+    assert remedies[0].overrides == ("init=critical", "init.gain=1")
+    alone = remedies_for(configure("model=lenet5"), inputs, found("dead_units"))
+    assert alone[0].overrides == ("act=leaky_relu",)
+
+
 def test_an_explosion_is_offered_a_bound_and_a_smaller_step(configure: Compose, inputs: Inputs) -> None:
     remedies = remedies_for(configure("init.gain=3", "optimizer.lr=0.2"), inputs, found("exploding"), typical_norm=0.25)
     offered = [remedy.overrides for remedy in remedies]
