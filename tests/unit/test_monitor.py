@@ -139,7 +139,7 @@ REFUSED: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (lambda: nn.Linear(3, 2), {"activations": nn.ReLU}, "activations=<class 'torch.nn.modules.activation.ReLU'>: have"),
     (lambda: nn.Linear(3, 2), {"activations": 3}, "activations=3: have to be classes"),
     (lambda: nn.Linear(3, 2), {"thresholds": {"learnt": 0.4}}, "thresholds=dict: has to be"),
-    (lambda: nn.Linear(3, 2), {"chance_loss": "low"}, "chance_loss=str: has to be one number"),
+    (lambda: nn.Linear(3, 2), {"chance_loss": "low"}, "chance_loss='low': has to be one number"),
     (lambda: nn.Linear(3, 2), {"chance_loss": torch.tensor(0.0)}, "chance_loss=0.0: has to be a finite number above 0"),
     (lambda: nn.Linear(3, 2), {"chance_loss": math.nan}, "chance_loss=nan: has to be a finite number above 0"),
     (lambda: nn.Linear(3, 2), {"optimizer": 3}, "optimizer=int: has to be a torch.optim.Optimizer"),
@@ -191,7 +191,7 @@ def test_numbers_that_are_none_are_refused_and_tensors_taken(tmp_path: Path) -> 
                 monitor.step(value)  # type: ignore[arg-type]
             with pytest.raises(ConfigError, match=r"^loss"):
                 monitor.evaluated(value)  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match=r"^accuracy=str: has to be one number"):
+        with pytest.raises(ConfigError, match=r"^accuracy='0.5': has to be one number"):
             monitor.evaluated(1.0, "0.5")  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=r"^optimizer=str: has to be a torch.optim.Optimizer$"):
             monitor.step(1.0, optimizer="sgd")  # type: ignore[arg-type]

@@ -179,17 +179,36 @@ def parametrized_tensor(module: nn.Module, name: str) -> Tensor:
     """The tensor ``name`` that a parametrization of ``module`` computes.
 
     Reading a spectrally normalised weight in training mode runs a power iteration, which would change the run;
-    the parametrization is asked as if in evaluation, and random numbers that it draws all the same are drawn again.
+    the parametrization is asked as if in evaluation, random numbers that it draws all the same are drawn again, and
+    buffers that it moves are put back.
     """
     parametrization = module.get_submodule(f"parametrizations.{name}")
     modes = [(part, part.training) for part in parametrization.modules()]
-    parametrization.eval()
     on_gpu = {p.device for p in parametrization.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(on_gpu):
+    with torch.random.fork_rng(on_gpu), buffers_kept(parametrization):
+        parametrization.eval()
         tensor: Tensor = parametrization()
     for part, training in modes:
         part.training = training
     return tensor
+
+
+@contextlib.contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Put back what happens to a module's buffers inside the context, whether in place or not."""
+    tables = [(part._buffers, dict(part._buffers)) for part in module.modules() if part._buffers]
+    kept = [(b, b._version, b.clone()) for _, table in tables for b in table.values() if b is not None]
+    try:
+        yield
+    finally:
+        for buffers, before in tables:
+            buffers.clear()
+            buffers.update(before)
+        for buffer, version, value in kept:
+            if buffer._version != version and buffer.shape == value.shape:
+                buffer.data.copy_(value)
+            elif buffer._version != version:
+                buffer.data = value
 
 
 def _keep_h(slot: _Seen) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

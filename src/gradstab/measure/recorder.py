@@ -222,7 +222,7 @@ def _to_host(pending: Sequence[StepRecord], probe: GradientNorms[Any]) -> list[_
             norms = stacked(present, wide)
             parts += [torch.linalg.vector_norm(norms, dim=1, keepdim=True), probe.by_layer(norms)]
     extras = [(i, name, values) for i, r in enumerate(pending) for name, values in r.quantities.items()]
-    flat = torch.cat([torch.cat(parts, 1).flatten(), *(values.to(wide) for _, _, values in extras)])
+    flat = torch.cat([torch.cat(parts, 1).flatten(), *(values.to(device, wide) for _, _, values in extras)])
     host = flat.cpu().double().numpy()
     width = sum(part.shape[1] for part in parts)
     table = host[: width * len(pending)].reshape(len(pending), width)

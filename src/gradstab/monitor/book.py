@@ -206,4 +206,12 @@ def make_directory(directory: str | Path | None) -> Path:
         raise ConfigError(f"directory={str(directory)!r}: cannot be a path ({error})") from error
     if any(path.glob("events.out.tfevents.*")):
         raise ConfigError(f"directory={path}: holds an event file already; choose another, or remove it")
+    try:
+        # Of several processes that come at once, one gets it.
+        with (path / run_directory.RUN_FILE).open("x", encoding="utf-8") as file:
+            file.write('{"status": "running", "watched": true}\n')
+    except FileExistsError:
+        raise ConfigError(f"directory={path}: holds a run already (running); choose another, or remove it") from None
+    except OSError as error:
+        raise ConfigError(f"directory={path}: cannot be written to ({error.strerror})") from error
     return path

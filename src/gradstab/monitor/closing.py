@@ -11,8 +11,16 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
-from gradstab.errors import GradstabError
+from gradstab.errors import ConfigError, GradstabError
 from gradstab.monitor.rows import ending
+
+ENDINGS = ("completed", "interrupted", "failed", "diverged")
+
+
+def check_ending(status: str) -> None:
+    """Raises :class:`ConfigError` for what no run's status can be."""
+    if status not in ENDINGS:
+        raise ConfigError(f"status={status!r}: has to be one of {', '.join(ENDINGS)}")
 
 
 class Closing(ABC):

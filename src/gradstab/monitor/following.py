@@ -17,12 +17,12 @@ IDLE_STEPS = 3
 
 
 class Followed:
-    """Tells when one of its optimizers is about to step, or has stepped.
+    """Tells when one of its optimizers is about to step (False), or has stepped (True).
 
     ``optimizers`` are those followed now; the list stays the same object. ``backwards`` grows with every backward pass.
     """
 
-    def __init__(self, on_step: Callable[[Optimizer], None]) -> None:
+    def __init__(self, on_step: Callable[[Optimizer, bool], None]) -> None:
         self.optimizers: list[Optimizer] = []
         self.backwards = 0
         self._on_step = on_step
@@ -85,11 +85,11 @@ class Followed:
 
     def _before(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         self._inside, self._idle = True, -1
-        self._on_step(optimizer)
+        self._on_step(optimizer, False)
 
     def _after(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         self._inside = False
-        self._on_step(optimizer)
+        self._on_step(optimizer, True)
 
 
 def inside(optimizer: Any) -> Any:

@@ -122,6 +122,8 @@ def _dense(grad: Tensor) -> Tensor:
     """The values of a gradient as real numbers: a sparse one lists a row once for every time it was looked up."""
     if grad.is_sparse:
         grad = grad.coalesce().values()
+    elif grad.layout is not torch.strided:
+        grad = grad.values()
     return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
 
 
@@ -146,7 +148,10 @@ def unscaled_optimizers(scaler: Any) -> tuple[int, int]:
     return sum(stage != "READY" for stage in stages), len(stages)
 
 
-def check_scaler(scaler: Any) -> None:
-    """Raises :class:`ConfigError` for what is no GradScaler."""
-    if scaler is not None and not (hasattr(scaler, "unscale_") and hasattr(scaler, "_per_optimizer_states")):
+def enabled(scaler: Any) -> Any:
+    """The scaler, None for one that is disabled; raises :class:`ConfigError` for what is no GradScaler."""
+    if scaler is None or (hasattr(scaler, "unscale_") and hasattr(scaler, "is_enabled") and not scaler.is_enabled()):
+        return None
+    if not hasattr(scaler, "unscale_") or not hasattr(scaler, "_per_optimizer_states"):
         raise ConfigError(f"scaler={type(scaler).__name__}: has to be a torch.amp.GradScaler, or None")
+    return scaler

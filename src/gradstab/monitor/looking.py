@@ -193,11 +193,6 @@ def update_ratios(layers: Sequence[WatchedLayer], before: Sequence[Sequence[Tens
     return _stacked(ratios)
 
 
-def moved(layers: Sequence[WatchedLayer], before: Sequence[Sequence[Tensor]] | None) -> bool:
-    """Whether any weight has changed since ``before`` was copied; True where it was not."""
-    return before is None or bool(update_ratios(layers, before).any())
-
-
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     norms: list[Tensor] = [torch.linalg.vector_norm(_real(tensor)) for tensor in tensors]
     whole: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
@@ -205,9 +200,11 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _real(x: Tensor) -> Tensor:
-    """Real numbers in at least single precision."""
-    x = torch.view_as_real(x.detach().resolve_conj()) if x.is_complex() else x.detach()
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    """Real numbers in at least single precision; of a compressed sparse matrix those that it holds."""
+    x = x.detach()
+    x = x if x.layout in (torch.strided, torch.sparse_coo) else x.values()
+    x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    return x.float() if x.element_size() < 4 else x
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:

@@ -9,23 +9,20 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradstab.errors import ConfigError
 from gradstab.measure.quantities import as_tensor
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor import gradients, looking
 from gradstab.monitor.book import Book
-from gradstab.monitor.closing import Closing
+from gradstab.monitor.closing import Closing, check_ending
 from gradstab.monitor.following import Followed, checked
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import WatchedLayer
 from gradstab.monitor.looking import Looker
 from gradstab.monitor.rows import Row, as_number, as_rate, as_scalar, as_share, holds, learning_rate
 from gradstab.monitor.series import in_order
-from gradstab.monitor.settings import COMPILED, EXCHANGED, IDLE, NO_GRADIENT, RARE, UNSEEN, Settings
+from gradstab.monitor.settings import COMPILED, EXCHANGED, IDLE, NO_GRADIENT, RARE, REFUSED, RENEWED, UNSEEN, Settings
 from gradstab.monitor.signals import Signals
 from gradstab.monitor.turns import LONGEST_WAIT, Turns
-
-ENDINGS = ("completed", "interrupted", "failed", "diverged")
 
 
 class Monitor(Closing):
@@ -82,6 +79,7 @@ class Monitor(Closing):
 
         An optimizer takes the place of those followed before that update the same parameters.
         """
+        self._book.check_open()
         for optimizer in self._followed.follow(optimizers, self._looker):
             self._book.uses(optimizer)
 
@@ -112,38 +110,38 @@ class Monitor(Closing):
 
     def look(self) -> None:
         """Look at the gradients now, for the next :meth:`step` to record as those before clipping."""
+        self._book.check_open()
         self._looker.keep(self._followed.backwards)
 
     def supply(self, loss: Tensor | float) -> None:
         """Give the loss of the step recorded last, where :meth:`step` had none."""
+        self._book.check_open()
         if self._row is not None:
             self._row.learn(as_scalar(loss, self._norms.device))
 
     def evaluated(self, loss: float, accuracy: float | None = None) -> None:
         """Record a loss, and an accuracy in [0, 1], on data that is not trained on, after the steps so far."""
         self._book.check_open()
-        known = None if accuracy is None else as_share("accuracy", accuracy)
+        figures = as_number("loss", loss), as_share("accuracy", accuracy)
         self._unsettled()
-        self._book.evaluated(self._step, as_number("loss", loss), known)
+        self._book.evaluated(self._step, *figures)
 
     def verdict(self) -> Verdict:
         """What is wrong with the run so far, with its evidence; looks at all steps up to now.
 
         Raises :class:`GradstabError` before the first step.
         """
-        # Of a step whose update is still to come, what is known so far counts.
         return self._book.verdict(self._norms, self._unsettled())
 
     def close(self, status: str = "completed", reason: str = "") -> None:
         """Write what is left and run.json, and take every hook away; only :meth:`verdict` can be asked afterwards."""
-        if status not in ENDINGS:
-            raise ConfigError(f"status={status!r}: has to be one of {', '.join(ENDINGS)}")
+        check_ending(status)
         if self._book.closed:
             return
         self.forget()
         self.signals.stop()
         self._followed.close()
-        if self._row is not None and not looking.moved(self._layers, self._row.before):
+        if self._row is not None and not self._row.moved(self._layers):
             self._row.end()
         self._settle()
         if not self._book.close(status, reason, self._norms) and status == "completed":
@@ -156,8 +154,10 @@ class Monitor(Closing):
             self._book.complain(RARE, stacklevel=4, steps=LONGEST_WAIT)
         if self._step == 0:
             self._arrange()
-        elif measured:
+        elif measured or self._step % RENEWED == 0:
             self._rearrange()
+        if measured and not self.signals.seen and not self._compiled:
+            self._book.complain(UNSEEN, stacklevel=4)
         look = self._looker.take(optimizer, self._followed.backwards)
         if (measured or self._step == 0) and not as_tensor(look.norms).any():
             self._book.complain(NO_GRADIENT, stacklevel=4, step=self._step)
@@ -178,10 +178,13 @@ class Monitor(Closing):
         if row.before is not None and self.signals.active:
             row.record.quantities = self._read()
 
-    def _at_update(self, optimizer: Optimizer) -> None:
+    def _at_update(self, optimizer: Optimizer, done: bool) -> None:
         """An optimizer is about to step, or has stepped: see what has become of the gradients since the look."""
-        row = self._row
-        if row is None or not row.awaiting or not holds(row.awaiting, optimizer):
+        if (row := self._row) is None:
+            return
+        if done:
+            row.take_update(self._layers)
+        if not row.awaiting or not holds(row.awaiting, optimizer):
             return
         row.awaiting = [other for other in row.awaiting if other is not optimizer]
         # After another backward pass gradients are the next batch's: step() came after the update.
@@ -196,7 +199,7 @@ class Monitor(Closing):
     def _unsettled(self) -> Row | None:
         """The step begun last as long as its update is still to come; one that was made is recorded."""
         row = self._row
-        if row is not None and (row.lacks(self._optimizers) or not looking.moved(self._layers, row.before)):
+        if row is not None and (row.lacks(self._optimizers) or not row.moved(self._layers)):
             return row
         self._settle()
         return None
@@ -207,10 +210,7 @@ class Monitor(Closing):
         if row is None:
             return
         idle = bool(row.awaiting) and self._followed.count_step() and self._settings.scaler is None
-        if row.before is not None:
-            row.record.quantities["update_ratio"] = looking.update_ratios(self._layers, row.before)
-            idle = idle and bool(row.record.quantities["update_ratio"].any())
-        if idle:
+        if row.settle(self._layers) and idle:
             self._book.complain(IDLE, stacklevel=4)
         self._book.add(row.record, row.post, row.unknown, self._norms)
 
@@ -232,8 +232,6 @@ class Monitor(Closing):
             self._looker.rearrange(norms)
             norms.take_roots(self.signals.roots, self._optimizers)
             self._book.note_series(norms)
-        elif self._settings.every is not None and not self._compiled:
-            self._book.complain(UNSEEN, stacklevel=5)
         self._book.write_opening(self._norms)
 
     def _rearrange(self) -> None:
@@ -245,6 +243,8 @@ class Monitor(Closing):
             self._book.complain(EXCHANGED, stacklevel=5, new=new, gone=gone)
 
     def _read(self) -> dict[str, Tensor]:
+        for kind, why in self.signals.refusals.items():
+            self._book.complain(REFUSED, stacklevel=5, kind=kind, why=why)
         scale = gradients.scale_of(self._settings.scaler)
         found = self.signals.read(self._layers, self._norms.width, scale)
         return found | {"weight_norm": looking.weight_norms(self._layers)}

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.rnn import PackedSequence
 
+from gradstab.activations import derivative, max_slope
 from gradstab.measure import quantities as q
+from gradstab.measure.probe import buffers_kept
 from gradstab.models.blocks import TableConv2d
 from gradstab.monitor.layers import WatchedLayer
 
@@ -155,6 +157,23 @@ def _activation(parts: Sequence[Statistics]) -> dict[str, Tensor]:
 
 def _weighted(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum(0)
+
+
+def slopes(activation: nn.Module, h: Tensor, owner: nn.Module) -> Statistics:
+    """What an activation's slopes at h tell of the units of the layer that ``owner`` belongs to."""
+    with buffers_kept(activation):
+        slope, steepest = derivative(_out_of_place(activation), h), max_slope(activation)
+    saturated = None if steepest is None else q.saturated_fraction(slope, steepest)
+    return Statistics(slope.numel(), alive_units(slope, owner), saturated)
+
+
+def _out_of_place(activation: nn.Module) -> nn.Module:
+    """The same activation, never in place."""
+    if not getattr(activation, "inplace", False):
+        return activation
+    twin = object.__new__(type(activation))
+    twin.__dict__ = {**activation.__dict__, "inplace": False}
+    return twin
 
 
 def alive_units(slope: Tensor, module: nn.Module) -> Tensor | None:

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from gradstab.errors import ConfigError
 from gradstab.measure.quantities import Norms, as_tensor
 from gradstab.measure.recorder import StepRecord
-from gradstab.monitor.looking import Look
+from gradstab.monitor.layers import WatchedLayer
+from gradstab.monitor.looking import Look, update_ratios
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Row:
     awaiting: list[Optimizer] = field(default_factory=list)
     parts: list[Optimizer] = field(default_factory=list)
     before: list[list[Tensor]] | None = None
+    update: Tensor | None = None
     post: Norms | None = None
 
     @classmethod
@@ -44,9 +46,28 @@ class Row:
             self.unknown.remove("train/loss")
             self.record.loss = loss
 
+    def take_update(self, layers: Sequence[WatchedLayer]) -> None:
+        """Note how far each layer has moved since its weights were copied, if they were: an optimizer has stepped."""
+        if self.before is not None:
+            self.update = update_ratios(layers, self.before)
+
+    def moved(self, layers: Sequence[WatchedLayer]) -> bool:
+        """Whether an update was made by now; True where no weights were copied."""
+        if self.before is None:
+            return True
+        return bool((update_ratios(layers, self.before) if self.update is None else self.update).any())
+
+    def settle(self, layers: Sequence[WatchedLayer]) -> bool:
+        """Put the update into the record, as an optimizer has left it or as it is by now; whether one was made."""
+        if self.update is None:
+            self.take_update(layers)
+        if self.update is not None:
+            self.record.quantities["update_ratio"] = self.update
+        return self.moved(layers)
+
     def end(self) -> None:
         """The loop ended before the update: none is not an update of 0."""
-        self.before, self.awaiting = None, []
+        self.before, self.update, self.awaiting = None, None, []
 
     def lacks(self, optimizers: Sequence[Optimizer]) -> bool:
         """Whether an optimizer has still to step, or to be looked at, that belongs to this step."""
@@ -106,8 +127,10 @@ def as_rate(value: Any) -> float:
     return rate
 
 
-def as_share(key: str, value: Any) -> float:
-    """A number in [0, 1]; raises :class:`ConfigError` for anything else but NaN."""
+def as_share(key: str, value: Any) -> float | None:
+    """A number in [0, 1], or None; raises :class:`ConfigError` for anything else but NaN."""
+    if value is None:
+        return None
     share = as_number(key, value)
     if share < 0 or share > 1:
         raise ConfigError(f"{key}={share:g}: has to be a share between 0 and 1")
@@ -129,8 +152,8 @@ def as_scalar(loss: Tensor | float | None, device: torch.device) -> Tensor:
         raise ConfigError(f"loss: has shape {list(loss.shape)}; has to be one number")
     if loss.is_complex():
         raise ConfigError("loss: is complex; has to be one real number")
-    loss = loss.detach() if loss.ndim == 0 else loss.detach().reshape(())
-    return loss if loss.device == device else loss.to(device)
+    # A copy: the loop may go on adding to it, or put it back to 0, before anybody reads it.
+    return loss.detach().reshape(()).to(device, copy=True)
 
 
 def as_number(key: str, value: Any) -> float:
@@ -138,4 +161,5 @@ def as_number(key: str, value: Any) -> float:
     if not isinstance(value, str | bytes):
         with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):
             return float(value.detach() if isinstance(value, Tensor) else value)
-    raise ConfigError(f"{key}={type(value).__name__}: has to be one number")
+    given = repr(value) if isinstance(value, str) else type(value).__name__
+    raise ConfigError(f"{key}={given}: has to be one number")

@@ -32,10 +32,17 @@ RARE = (
     "an optimizer had no turn among {steps} measured steps in a row: of its layers, all quantities are known only "
     "where its turns happen to be measured steps; every=1 measures all"
 )
+REFUSED = (
+    "{kind}: has no slope that can be asked for ({why}), so of the layers before it no activations are measured; "
+    "allowed in activations: classes whose forward(h) alone gives one tensor of h's shape"
+)
 EXCHANGED = (
     "the network has other parameters than when watching began ({new} new, {gone} gone): new ones are not measured; "
     "close this monitor, and watch again"
 )
+
+# Every so many steps somebody looks whether the network has other parameters.
+RENEWED = 50
 
 
 @dataclass(frozen=True)

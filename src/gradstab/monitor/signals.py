@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gradstab.activations import derivative, max_slope
 from gradstab.measure import quantities as q
 from gradstab.monitor import readings
 from gradstab.monitor.layers import WatchedLayer, carries, is_elementwise
-from gradstab.monitor.readings import Call, Pass, Statistics
+from gradstab.monitor.readings import Call, Pass
 
 
 @dataclass
@@ -28,18 +28,19 @@ class Conventions:
 
 @dataclass
 class _Flow:
-    """Which call a tensor on its way to an activation comes from; tensors are kept so that their ids stay theirs."""
+    """Which call a tensor on its way to an activation comes from; no tensor is kept for it."""
 
-    sources: dict[int, tuple[Tensor, int, WatchedLayer, Call]] = field(default_factory=dict)
+    sources: dict[int, tuple[ReferenceType[Tensor], int, WatchedLayer, Call]] = field(default_factory=dict)
     entered: dict[int, Call] = field(default_factory=dict)
 
     def put(self, h: Tensor, layer: WatchedLayer, call: Call) -> None:
-        self.sources[id(h)] = (h, h._version, layer, call)
+        self.sources[id(h)] = (ref(h), h._version, layer, call)
 
     def source(self, h: Tensor) -> tuple[WatchedLayer | None, Call | None]:
         """Where a tensor comes from; nobody knows of one that was changed in place since."""
-        tensor, version, layer, call = self.sources.get(id(h), (None, 0, None, None))
-        return (None, None) if tensor is None or tensor._version != version else (layer, call)
+        kept, version, layer, call = self.sources.get(id(h), (None, 0, None, None))
+        # Another tensor may have come to have the id of one that is gone.
+        return (None, None) if kept is None or kept() is not h or h._version != version else (layer, call)
 
 
 class Signals:
@@ -49,6 +50,7 @@ class Signals:
     checkpoint's recomputation has shown; ``seen`` is whether any layer was called. A forward pass of the network is one
     micro-batch; where the network itself is never called, :meth:`begin_pass` says when one begins. ``roots`` are the
     autograd nodes of the outputs of layers' first calls, kept where ``start`` was told to, {} where they tell nothing.
+    ``refusals`` are the classes of activations that could not be asked for a slope, with the reason.
     A copy of a watched network, or a pickled one, has hooks that belong to an inert twin of this and do nothing.
     """
 
@@ -57,6 +59,7 @@ class Signals:
         self.seen = False
         self.roots: dict[int, Any] = {}
         self._keeps_roots = True
+        self.refusals: dict[str, str] = {}
         self.finds_passes = True
         self._model = model
         self._layers = {id(layer.module): layer for layer in layers}
@@ -178,7 +181,9 @@ class Signals:
         for i, tensor in enumerate(outputs):
             if tensor.requires_grad:
                 # A tensor's hook and not retain_grad: an activation in place may follow; what is wanted is h's own.
-                tensor.register_hook(_keep_gradient(call, i))  # type: ignore[no-untyped-call]
+                handle = tensor.register_hook(_keep_gradient(call, i))  # type: ignore[no-untyped-call]
+                if tensor.is_leaf:
+                    self._handles.append(handle)  # A parameter that is given out as it is outlives the pass.
         self._flow.put(h, layer, call)
 
     def _on_carrier(self, _module: nn.Module, args: tuple[Any, ...], output: object) -> None:
@@ -199,10 +204,14 @@ class Signals:
             return
         if layer.activation is not None and layer.activation is not module:
             return
+        try:
+            call.statistics = readings.slopes(module, args[0], layer.weights[0][0])
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if not isinstance(module, self._conventions.activations):
+                raise
+            self.refusals[type(module).__name__] = f"{type(error).__name__}: {error}".splitlines()[0]
+            return
         layer.activation = module
-        slope, steepest = derivative(_out_of_place(module), args[0]), max_slope(module)
-        saturated = None if steepest is None else q.saturated_fraction(slope, steepest)
-        call.statistics = Statistics(slope.numel(), readings.alive_units(slope, layer.weights[0][0]), saturated)
         self._flow.entered[id(module)] = call
 
     def _on_phi(self, module: nn.Module, _args: object, output: object) -> None:
@@ -239,12 +248,3 @@ def _keep_gradient(call: Call, output: int) -> Callable[[Tensor], None]:
         call.grads[output] = grad.detach() if earlier is None else earlier + grad.detach()
 
     return hook
-
-
-def _out_of_place(activation: nn.Module) -> nn.Module:
-    """The same activation, never in place."""
-    if not getattr(activation, "inplace", False):
-        return activation
-    twin = object.__new__(type(activation))
-    twin.__dict__ = {**activation.__dict__, "inplace": False}
-    return twin

@@ -98,8 +98,9 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Take the logged loss for the step just made, should it have shown none of its own."""
-        if self._attached.monitor is not None and logs and (loss := _number(logs.get("loss"))) is not None:
-            self._attached.monitor.supply(loss)
+        monitor = self._attached.monitor
+        if monitor is not None and not monitor.closed and logs and (loss := _number(logs.get("loss"))) is not None:
+            monitor.supply(loss)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
         """Record the evaluation, while training goes on; an accuracy that is no share is somebody's own metric."""

@@ -16,7 +16,7 @@ from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError
 from gradstab.monitor.book import make_directory
 from gradstab.monitor.following import checked
-from gradstab.monitor.gradients import check_scaler
+from gradstab.monitor.gradients import enabled
 from gradstab.monitor.layers import find_layers, unwrapped
 from gradstab.monitor.monitor import Monitor
 from gradstab.monitor.rows import as_number, ending
@@ -86,7 +86,7 @@ def _settings(
 ) -> Settings:
     if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
         raise ConfigError(f"every={every!r}: has to be an integer of at least 1, or None for norms alone")
-    check_scaler(scaler)
+    scaler = enabled(scaler)
     if thresholds is not None and not isinstance(thresholds, Thresholds):
         raise ConfigError(f"thresholds={type(thresholds).__name__}: has to be verdict_options.Thresholds, or None")
     known = read_knobs(Thresholds, asdict(thresholds or Thresholds()), "thresholds")
