@@ -136,14 +136,13 @@ def expect(config: Config, inputs: Inputs, correlations: tuple[float, float] | N
     }
     knobs: Mapping[str, Any] = config.model.knobs
     if config.model.name == "deep_mlp":
-        depth = knobs["depth"]
         if knobs["norm"] == "batch" and inputs.n_in < min(_FEW, config.batch - 1):
             raise NoTheory(
                 f"norm=batch: samples of {inputs.n_in} numbers span too few of a batch's directions, for theory takes "
                 "all pairs of samples as equally correlated"
             )
         shared = {key: knobs[key] for key in ("norm", "norm_position", "dropout", "residual", "bias")}
-        q0 = inputs.lengths(max(1, min(_MOST_LENGTHS, _BUDGET // max(depth, 1))))
+        q0 = inputs.lengths(max(1, min(_MOST_LENGTHS, _BUDGET // max(knobs["depth"], 1))))
         found = predict(
             **common, **shared, widths=_widths(config, inputs), q0=q0, c0=inputs.c0, batch_size=config.batch
         )
@@ -155,7 +154,7 @@ def expect(config: Config, inputs: Inputs, correlations: tuple[float, float] | N
     if inputs.lenet_q0 is None:
         raise NoTheory(f"model=lenet5: takes square images of at most 32×32, not samples of shape {inputs.in_shape}")
     shared = {key: knobs[key] for key in ("pooling", "norm", "dropout", "residual")}
-    return predict_lenet5(
+    found = predict_lenet5(
         **common,
         **shared,
         q0=inputs.lenet_q0,
@@ -163,14 +162,16 @@ def expect(config: Config, inputs: Inputs, correlations: tuple[float, float] | N
         in_channels=inputs.in_shape[0],
         out_features=inputs.n_out,
     )
+    return replace(found, notes=(*found.notes, *_notes_on_loss(config)))
 
 
 def _notes_on_loss(config: Config) -> Iterator[str]:
     """What is taken for granted of the gradient at the outputs."""
-    if config.loss.name == "mse":
+    if mse := config.loss.name == "mse":
         yield "loss=mse: gradients at the outputs are taken as of one size, and as independent of the weights below"
-        if config.model.knobs["norm"] == "batch":
-            yield "loss=mse: batch norm takes away what they have in common, which makes δ of all layers smaller"
+    if config.model.name == "deep_mlp" and config.model.knobs["norm"] == "batch":
+        size = "" if mse else ", mostly by a few percent"
+        yield f"norm=batch: what gradients at the outputs have in common is lost, and all δ are smaller for it{size}"
 
 
 def theory_record(config: Config, inputs: Inputs, correlations: tuple[float, float] | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradstab.errors import ConfigError
 from gradstab.events import shown_layers
+from gradstab.measure.quantities import safe_norm
 from gradstab.models.blocks import Model
 
 MAX_LAYERS = 32
@@ -89,11 +90,11 @@ def jacobians(model: Model, tags: Sequence[str], inputs: Tensor, samples: int) -
         for layer in shown:
             spectra[layer].append(singular_values(_own_jacobian(parts[layer], states[layer], row)))
         to_outputs = _jacobians_to_outputs(parts, batch, states, [0, *(layer + 1 for layer in shown)], row)
-        outputs = states[-1][row].square().sum()
+        outputs = _size(states[-1][row])
         for position, jacobian in to_outputs.items():
             own = states[position][row]
-            qm = jacobian.square().sum() / own.numel()
-            scales.setdefault(position, []).append((qm * own.square().sum() / outputs).item())
+            relative = _size(jacobian) / math.sqrt(own.numel()) * (_size(own) / outputs)
+            scales.setdefault(position, []).append((relative**2).item())
         whole.append(singular_values(to_outputs[0]))
     layers = [LayerJacobian(tags[i], _spectrum(spectra[i]), _mean(scales[i + 1])) for i in shown]
     return Jacobians(samples, _spectrum(whole), _mean(scales[0]), tuple(layers))
@@ -105,9 +106,12 @@ def singular_values(matrix: Tensor) -> Tensor:
     With 256 or more non-zero rows and columns they are the roots of the Gram matrix's eigenvalues, which takes a tenth
     of the time. Rounding there is relative to the largest eigenvalue: a singular value s is right to about
     1e-15 (largest/s)², relatively, and below √(n ε) of the largest, 6e-7 for n = 1600, nothing is left of it. Where
-    that concerns any, they are decomposed after all if this is quick, and else such values are set to 0.
+    that concerns any, they are decomposed after all if this is quick, and else such values are set to 0. Of a matrix
+    that is not finite, all are NaN.
     """
     count = min(matrix.shape)
+    if not matrix.isfinite().all():
+        return torch.full((count,), math.nan, dtype=matrix.dtype)
     # Units that are off have rows or columns of zeros, which add singular values 0.
     matrix = matrix[matrix.any(dim=1)][:, matrix.any(dim=0)]
     rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
@@ -122,6 +126,11 @@ def singular_values(matrix: Tensor) -> Tensor:
         else:
             values = torch.where(resolved, squares, 0.0).sqrt()
     return nn.functional.pad(values, (0, count - side))
+
+
+def _size(x: Tensor) -> Tensor:
+    """The Euclidean norm of all entries, also where their squares would overflow or vanish; 0-d."""
+    return safe_norm(x.flatten(), 0)
 
 
 def segments(model: Model) -> list[nn.Sequential]:
@@ -210,7 +219,7 @@ def _check_work(states: Sequence[Tensor], shown: Sequence[int], samples: int) ->
 
 def _spectrum(values: Sequence[Tensor]) -> Spectrum:
     largest = [float(v[0]) for v in values]
-    smallest = [float(v[-1]) if float(v[-1]) > 1e-13 * float(v[0]) else 0.0 for v in values]
+    smallest = [0.0 if float(v[-1]) <= 1e-13 * float(v[0]) else float(v[-1]) for v in values]
     conditions = [high / low if low else math.inf for high, low in zip(largest, smallest, strict=True)]
     return Spectrum(
         _mean([float(v.mean()) for v in values]), _mean(largest), _mean(smallest), float(np.median(conditions))

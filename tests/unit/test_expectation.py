@@ -181,6 +181,23 @@ def test_how_steps_grow_under_a_gradient_that_stays(configure: Compose, override
     assert step_growth(config.optimizer) == pytest.approx(np.mean(sizes) / sizes[0], rel=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["loss=mse", "model=lenet5"], ["loss=mse"]),
+        (["loss=mse", "model.norm=batch"], ["loss=mse", "norm=batch: what gradients"]),
+        (["model.norm=batch"], ["norm=batch: what gradients"]),
+        (["model.norm=layer"], []),
+    ],
+)
+def test_what_is_taken_for_granted_of_the_outputs_is_said(
+    configure: Compose, digits: Dataset, overrides: list[str], said: list[str]
+) -> None:
+    notes = expect(configure(*overrides), inputs_of(digits), (0.5, 0.5)).notes
+    found = [note for note in notes if note.startswith(("loss=", "norm=batch: what"))]
+    assert [note[: len(start)] for note, start in zip(found, said, strict=True)] == said
+
+
 def test_lenet_needs_images(configure: Compose) -> None:
     with pytest.raises(NoTheory, match="square images"):
         expect(configure("model=lenet5"), inputs_of(dataset(torch.ones(4, 7))), (0.5, 0.5))

@@ -132,6 +132,27 @@ def test_the_gradient_scale_coefficient_is_the_growth_of_relative_changes() -> N
     assert measured(model, x).gsc == pytest.approx(relative.mean().item(), rel=0.03)
 
 
+@pytest.mark.parametrize("size", [1e-60, 1e60])
+def test_the_gradient_scale_coefficient_of_a_linear_network_is_the_same_at_any_scale(size: float) -> None:
+    models = [network(act="identity", depth=3, width=20).double() for _ in range(2)]
+    with torch.no_grad():
+        for layer in models[1].layers:
+            layer.affine.weight.mul_(size)
+    usual, scaled = (measured(model, batch(1, 12)) for model in models)
+    assert scaled.gsc == pytest.approx(usual.gsc, rel=1e-9)
+    assert [layer.gsc for layer in scaled.layers] == pytest.approx([layer.gsc for layer in usual.layers], rel=1e-9)
+
+
+def test_jacobians_that_are_not_finite_have_no_singular_values() -> None:
+    model = network(act="relu", depth=2, width=20)
+    with torch.no_grad():
+        model.layers[0].affine.weight.fill_(torch.inf)
+    found = measured(model, batch(1, 12))
+    assert math.isnan(found.network.mean)
+    assert math.isnan(found.network.condition)
+    assert math.isnan(found.gsc)
+
+
 def test_rectifiers_that_are_off_make_the_condition_infinite() -> None:
     found = measured(network("relu", depth=3, width=12), batch(1, 12))
     assert found.layers[1].spectrum.condition == math.inf

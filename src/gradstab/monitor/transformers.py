@@ -29,9 +29,10 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
 
     The Trainer clips before it calls anybody, so gradients are looked at as every backward pass ends: norms before
     clipping are those of the last one of a step, where all have been added up, and norms after it come with the update.
-    The loss is the network's own output ``loss``, weighted as the Trainer weights it over micro-batches. Where the loss
-    is computed outside the network (label smoothing, ``compute_loss_func``) only the logged one is known, a mean over
-    the steps since the one before; what an overridden ``compute_loss`` makes of the network's own is not known. Evaluations count while training goes on, those on one data set.
+    The loss is the network's own output ``loss``, weighted as the Trainer weights it over micro-batches. Where the
+    loss is computed outside the network (label smoothing, ``compute_loss_func``) only the logged one is known, a mean
+    over the steps since the one before; what an overridden ``compute_loss`` makes of the network's own is not known.
+    Evaluations count while training goes on, those on one data set.
     """
 
     def __init__(self, directory: str | Path | None = None, **arguments: Any) -> None:

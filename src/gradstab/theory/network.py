@@ -76,8 +76,12 @@ def predict(
             # Biases shift a whole batch, and so do not add to its variance.
             weights = [Variances(v.sigma_w2, 0.0) for v in known]
             _, argument = trajectory(weights, [unit.forward_variance] * depth, lengths * (1 - c0), blocks, scale)
-        notes = tuple(_notes(norm, init, scale, float(argument.min())))
-        slope, backward = _once(unit.forward_slope, q), _once(unit.backward, argument)
+        notes = tuple(_notes(norm, init, scale, float(argument.min()), batch_size))
+        slope = _once(unit.forward_slope, q)
+        if isinstance(unit, BatchNormBefore):
+            backward = _through_batches(unit, argument, known, blocks, scale)
+        else:
+            backward = _once(unit.backward, argument)
         variance = unit.phi_variance(q)
         return assemble(known, q, slope, backward, blocks, scale, phi_variance=variance, notes=notes)
 
@@ -86,6 +90,23 @@ def _once(f: Forward, q: Array) -> Array:
     """f(q), each value taken once: a deep network at rest has the same length in most of its layers."""
     values, where = np.unique(q, return_inverse=True)
     return f(values)[where].reshape(q.shape)
+
+
+def _through_batches(
+    unit: BatchNormBefore, variance: Array, known: Sequence[Variances], blocks: int, scale: float
+) -> Array:
+    """Each unit's factor on the squared gradient norm, from the outputs down, in the shape of ``variance``.
+
+    At the outputs samples' gradients are independent; what comes through a unit adds up to 0 over the batch.
+    """
+    own, cross = (part.ravel() for part in unit.parts(variance))
+    factors, share = np.empty_like(own), 0.0
+    for layer in reversed(range(len(own))):
+        factors[layer] = own[layer] - share * cross[layer]
+        branch = factors[layer] * known[layer + 1].sigma_w2 * (scale**2 if layer < blocks else 1.0)
+        through = branch / (1 + branch) if layer < blocks and branch < math.inf else 1.0
+        share = (1 - through) * share - through
+    return factors.reshape(variance.shape)
 
 
 def _branch_scale(residual: str, blocks: int) -> float:
@@ -97,16 +118,19 @@ def _branch_scale(residual: str, blocks: int) -> float:
     return 1 / math.sqrt(blocks) if residual == "scaled" else 0.0
 
 
-def _notes(norm: str, init: str, scale: float, smallest: float) -> Iterator[str]:
+def _notes(norm: str, init: str, scale: float, smallest: float, batch_size: int | None) -> Iterator[str]:
     """What is taken for granted, one line each; raises :class:`NoTheory` where it is too much."""
     if init in ("orthogonal", "delta_orthogonal", "lsuv"):
         yield f"init={init}: taken as independent weights of the same variance, which wide layers cannot tell apart"
     if init == "lsuv":
         yield "init=lsuv: few outputs that are alike for all samples are scaled up, and all δ of other layers with them"
+        yield "init=lsuv: its one batch is taken to be like the training set"
     if scale == 0:
         yield "residual=rezero: branches start at 0, so the gradient passes unchanged"
     if norm == "batch":
         yield "norm=batch: all pairs of inputs are taken as equally correlated, as real data are only some layers up"
+        if batch_size == 4:
+            yield "norm=batch: of 4 samples squared gradients have a mean, but no variance, and most draws are below it"
         if smallest < _LEAST_VARIANCE:
             raise NoTheory(
                 f"norm=batch: a variance over the batch is as small as {smallest:.1e}, and theory leaves out the "

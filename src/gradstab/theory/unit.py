@@ -94,7 +94,12 @@ class LayerNormAfter:
 
 @dataclass(frozen=True)
 class BatchNormBefore:
-    """φ(BN(h)) and its dropout. ``backward`` is a function of h's variance over the batch, not of q."""
+    """φ(BN(h)) and its dropout. ``backward`` is a function of h's variance over the batch, not of q.
+
+    It is that of gradients which add up to 0 over the batch, as they do below another BatchNorm; ``parts`` has the two
+    terms of it, (own, cross): where any two samples' gradients have the mean product ``share``/(B-1) times their mean
+    square, the factor is own - share cross. That of gradients below a BatchNorm is -1.
+    """
 
     moments: BatchNormMoments
     rate: float
@@ -110,7 +115,11 @@ class BatchNormBefore:
         return np.full_like(q, self.moments.variance(self.rate))
 
     def backward(self, q: Array) -> Array:
-        return self.moments.backward(self.rate) / q
+        own, cross = self.parts(q)
+        return own + cross
+
+    def parts(self, q: Array) -> tuple[Array, Array]:
+        return self.moments.own / (1 - self.rate) / q, self.moments.cross / q
 
     def phi_variance(self, q: Array) -> Array:
         return np.ones_like(q)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gradstab.theory import NoTheory, activation, batch_norm_rate, layer_norm_rate
+from gradstab.theory import NoTheory, activation, batch_norm_rate, layer_norm_rate, predict
 from gradstab.theory.batchnorm import batch_norm_moments
 
 
@@ -52,6 +53,24 @@ def test_moments_against_autograd_through_the_norm(name: str, phi: object) -> No
     assert a.var(dim=0).mean().item() == pytest.approx(moments.variance(), rel=3e-3)
     factor = (below.square().mean() / above.square().mean()).item()
     assert factor == pytest.approx(moments.backward(), rel=1e-2)
+
+
+@pytest.mark.parametrize(("name", "phi"), [("identity", lambda x: x), ("hardtanh", F.hardtanh)])
+def test_gradients_at_the_outputs_are_not_centred_yet(name: str, phi: object) -> None:
+    samples, units = 6, 400_000
+    generator = torch.Generator().manual_seed(0)
+    h = math.sqrt(2) * torch.randn(samples, units, generator=generator)
+    a = phi(F.batch_norm(h.requires_grad_(), None, None, training=True, eps=1e-12))  # type: ignore[operator]
+    above = torch.randn(samples, units, generator=generator)
+    (below,) = torch.autograd.grad(a, h, above)
+    factor = (below.square().mean() / above.square().mean()).item()
+    init = {"sigma_w2": 2.0, "sigma_b2": 0.0, "gain": 1.0}
+    network: dict[str, Any] = {"act": name, "init": "variance", "init_knobs": init, "norm": "batch", "q0": 1.0}
+    found = predict(**network, widths=[9, 9, 9, 3], batch_size=samples)
+    moments = batch_norm_moments(activation(name), samples)
+    # Here h has the variance 2, there σ_w² times that of what comes from below; σ_w² is 2 throughout.
+    assert found.chi_1[-1] == pytest.approx(2 * factor / moments.variance(), rel=1e-2)
+    assert found.chi_1[0] == pytest.approx(moments.backward(), rel=1e-9)
 
 
 def test_layer_norm_rate() -> None:
