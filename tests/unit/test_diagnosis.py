@@ -170,13 +170,61 @@ def test_shares_of_units(quantity: str, kind: str) -> None:
 def test_the_plateau_needs_patience_and_progress_resets_it() -> None:
     patient = judge(thresholds=Thresholds(patience=20))
     for step in range(30):
-        looked(patient, step, CHANCE * (1.2 - 0.01 * min(step, 15)))
+        looked(patient, step, CHANCE * (1.0 - 0.003 * min(step, 15)))
         assert patient.verdict().labels == ("healthy",)
     for step in range(30, 50):
-        looked(patient, step, 1.05 * CHANCE)
+        looked(patient, step, 0.96 * CHANCE)
     (finding,) = patient.verdict().findings
     assert (finding.kind, finding.rule) == ("not_learning", "plateau")
     assert finding.persistence >= 20
+
+
+@pytest.mark.parametrize(("fall", "labels"), [(0.995, ("not_learning",)), (0.93, ("healthy",))])
+def test_a_loss_that_creeps_down_to_guessings_is_no_progress(fall: float, labels: tuple[str, ...]) -> None:
+    """From 12 times that of guessing: to a third of itself within 220 steps, or within 16."""
+    one = judge(thresholds=Thresholds(patience=40))
+    for step in range(120):
+        looked(one, step, CHANCE * max(12 * fall**step, 0.9))
+    assert one.verdict().labels == labels
+
+
+def test_outputs_that_are_all_but_alike_are_moved_apart_by_adaptive_steps() -> None:
+    found = []
+    for adaptive in (False, True):
+        one = judge(adaptive=adaptive)
+        for step in range(2):
+            alike = np.full(11, 0.9995)
+            looked(one, step, CHANCE, signal_grad_norm=profile(1.0), correlation=alike)
+        found.append(one.verdict().labels)
+    assert found == [("vanishing",), ("healthy",)]
+
+
+def test_a_schedules_last_step_is_no_stalled_network() -> None:
+    found = []
+    for looks in (1, 2):
+        one = judge()
+        for step in range(4):
+            rate = 0.1 if step < 4 - looks else 1e-5
+            update = np.full(11, 1e-2 if step < 4 - looks else 1e-6)
+            scalars = {"train/loss": CHANCE, "train/learning_rate": rate}
+            one.observe(step, scalars, {"signal_grad_norm": profile(1.0), "update_ratio": update})
+        found.append([finding.rule for finding in one.verdict().findings])
+    assert found == [[], ["tiny_updates"]]
+
+
+def test_a_step_that_breaks_in_training_and_in_a_test_is_told_alike_live_and_afterwards() -> None:
+    live = judge()
+    for step in range(3):
+        looked(live, step, CHANCE)
+    live.observe(3, {"train/loss": math.inf}, {})
+    live.observe(3, {"test/loss": math.inf}, {})
+    afterwards = judge()
+    for step in range(3):
+        looked(afterwards, step, CHANCE)
+    afterwards.observe(3, {"train/loss": math.inf, "test/loss": math.inf}, {})
+    assert live.verdict() == afterwards.verdict()
+    (finding,) = live.verdict().findings
+    assert (finding.quantity, finding.persistence) == ("train/loss", 1)
 
 
 def test_updates_too_small_to_matter() -> None:

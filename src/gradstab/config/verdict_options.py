@@ -37,7 +37,10 @@ class Thresholds(Option):
         0.993, above=0, below=1, reason="outputs of two samples correlate more only where depth has erased the input"
     )
     init_similarity: float = number(
-        0.9999, above=0, below=1, reason="the same before the first update; biases and first steps mend less than that"
+        0.9999,
+        above=0,
+        below=1,
+        reason="the same before the first update, and for adaptive optimizers (Adam): steps mend less than that",
     )
     signal_share: float = number(
         5e-5, above=0, below=1, reason="where dropout's masks explain all but less of what tells outputs apart"
@@ -92,7 +95,11 @@ class Thresholds(Option):
     )
     patience: int = number(200, at_least=1, reason="steps on the plateau without progress that count as not learning")
     progress: float = number(
-        0.02, above=0, below=1, reason="the share by which the loss has to fall to count as progress; noise stays below"
+        0.02,
+        above=0,
+        below=1,
+        reason="the share by which the loss has to fall to count as progress; noise stays below. Above that of "
+        "guessing, it has to fall to `recovery` of itself",
     )
     loss_window: int = number(
         5, at_least=1, at_most=1_000_000, reason="losses that are averaged against the noise of single batches"

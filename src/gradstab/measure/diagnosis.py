@@ -14,12 +14,13 @@ from gradstab.config.verdict_options import KINDS, Thresholds
 from gradstab.events import Records, Vector, as_written
 from gradstab.measure.depth import said_of_depth
 from gradstab.measure.rules import Broken, Holding, Profile, broken, profile_rules
-from gradstab.measure.step_rules import Course, Recovery, course_rules, step_rules
+from gradstab.measure.step_rules import Course, Losses, Recovery, course_rules, step_rules
 from gradstab.measure.verdict import Finding, Verdict
 
 EARLY_STEPS = 25
-ROUNDING = 1e-6
 FIRST_STEP = "first"
+# A rate below this share of the highest is the tail of a schedule.
+FALLEN = 0.1
 LOOKED_AT = {"train/loss", "test/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped"}
 
 
@@ -49,14 +50,13 @@ class Judge:
         self._thresholds = thresholds
         self._theory = theory or {}
         self._batch_norm = any(str(note).startswith("norm=batch") for note in self._theory.get("notes") or ())
-        self._chance, self._least = chance_loss, least_loss
         self.adaptive = adaptive
         self.arrange(hidden, self._layers[:hidden] if depth_layers is None else depth_layers)
-        self._losses: deque[float] = deque(maxlen=thresholds.loss_window)
+        self._losses = Losses(thresholds, chance_loss, least_loss)
         self._early_norms: list[float] = []
         self._log_norms: deque[float] = deque(maxlen=thresholds.jump_window + 1)
         self._recovery, self._recovering, self._seen, self._first = Recovery(), False, 0, 0
-        self._rate, self._best, self._step = 0.0, math.inf, 0
+        self._rate, self._highest, self._step = 0.0, 0.0, 0
         # For each rule: the step where it began to hold, at how many looks since, and what it last found.
         self._held: dict[str, tuple[int, int, int, Holding]] = {}
         self._broken: Finding | None = None
@@ -94,9 +94,9 @@ class Judge:
         if loss is not None and math.isfinite(loss):
             self._take_loss(step, loss, vectors.get("activation_std"))
         rate = scalars.get("train/learning_rate", 0.0)
-        rising, self._rate = rate > self._rate > 0, rate
+        rising, self._rate, self._highest = rate > self._rate > 0, rate, max(rate, self._highest)
         if "signal_grad_norm" in vectors:
-            level = self._level()
+            level = self._losses.level
             profile = Profile(
                 self._layers,
                 self._hidden,
@@ -105,6 +105,7 @@ class Judge:
                 first=self._seen == 1,
                 stalled=level is not None and level > self._thresholds.plateau,
                 rising=rising,
+                fallen=rate < FALLEN * self._highest,
                 recovering=self._recovering,
                 adaptive=self.adaptive,
                 signal_share=self._theory.get("signal_share", 1.0),
@@ -123,7 +124,7 @@ class Judge:
     def verdict(self) -> Verdict:
         """What holds now, with its evidence; healthy where nothing does."""
         findings = [self._broken] if self._broken is not None else []
-        level = self._level()
+        level = self._losses.level
         learnt = level is not None and level <= self._thresholds.learnt
         held = {} if learnt else {rule: kept for rule, kept in self._held.items() if kept[2] >= kept[3].needs}
         # How large the first step was may explain what is wrong now; where nothing is, it did no harm.
@@ -155,32 +156,22 @@ class Judge:
         if self._seen == 2:
             # The loss before any update is judged by limits of its own.
             self._losses.clear()
-        self._losses.append(loss)
-        self._chance = loss if self._chance is None else self._chance
-        level = self._level()
+        progress = self._losses.add(loss)
+        level = self._losses.level
         if level is None:
             return
-        if level < (1 - self._thresholds.progress) * self._best:
-            self._best = level
+        if progress:
             self._held.pop("loss/not_learning/plateau", None)
         if spread is not None:
-            self._recovering = self._recovery.goes_on(step, loss / self._chance, level, spread, self._thresholds)
+            relative = self._losses.relative(loss)
+            self._recovering = self._recovery.goes_on(step, relative, level, spread, self._thresholds)
         holdings: list[Holding] = []
         if level > self._thresholds.plateau:
             # What was found at the last measured step no longer counts once the loss is far above its best.
-            recovering = self._recovering and level < self._thresholds.loss_ratio * self._best
-            course = Course(level, self._seen == 1, recovering, self._log_norms, self._least)
+            recovering = self._recovering and level < self._thresholds.loss_ratio * self._losses.best
+            course = Course(level, self._seen == 1, recovering, self._log_norms, self._losses.least)
             holdings = course_rules(course, self._thresholds)
         self._keep(step, holdings, "loss")
-
-    def _level(self) -> float | None:
-        """The recent loss over that of guessing, below it counted from the least; None if unknown or negative."""
-        if not self._losses or self._chance is None or self._chance <= 0:
-            return None
-        recent, room = sum(self._losses) / len(self._losses), self._chance - self._least
-        if recent >= self._chance or room < ROUNDING * self._chance:
-            return recent / self._chance
-        return max(recent - self._least, 0.0) / room if recent >= 0 else None
 
     def _keep(self, step: int, holdings: Sequence[Holding], source: str) -> None:
         if not holdings and not self._held:
@@ -197,9 +188,11 @@ class Judge:
         theory = self._said_of_depth("exploding")
         fresh = Finding.non_finite(found.quantity, found.value, step, found.layers, len(self._layers), theory)
         earlier = self._broken
-        self._broken = (
-            fresh if earlier is None else replace(earlier, last_step=step, persistence=earlier.persistence + 1)
-        )
+        if earlier is not None and (earlier.quantity, earlier.first_step) != ("test/loss", step):
+            # A step counts once, be it in training or in a test.
+            times = earlier.persistence + (step > earlier.last_step)
+            fresh = replace(earlier, last_step=step, persistence=times)
+        self._broken = fresh
 
     def _finding(self, holding: Holding, first: int, last: int, times: int) -> Finding:
         return Finding(

@@ -41,12 +41,11 @@ class Holding:
 @dataclass(frozen=True)
 class Profile:
     """All quantities of one measured step, ``depth`` being the layers a line is drawn through: ``first`` before any
-    update, ``stalled`` with a loss on the plateau,
-    ``rising`` with a learning rate that was lower before, ``recovering`` with an error that has fallen by itself,
-    ``adaptive`` with steps that do not shrink as gradients do, ``signal_share`` what theory leaves of the signal under
-    dropout at initialisation, 1 without, ``step_scale`` how it weighs relative steps (0 where it has no word on them),
-    ``batch_norm`` whether it had to reckon with batch norm, and ``projected`` whether a constraint moves weights after
-    a step.
+    update, ``stalled`` with a loss on the plateau, ``rising`` with a learning rate that was lower before, ``fallen``
+    with one that was far higher, ``recovering`` with an error that has fallen by itself, ``adaptive`` with steps that
+    do not shrink as gradients do, ``signal_share`` what theory leaves of the signal under dropout at initialisation,
+    1 without, ``step_scale`` how it weighs relative steps (0 where it has no word on them), ``batch_norm`` whether it
+    had to reckon with batch norm, and ``projected`` whether a constraint moves weights after a step.
     """
 
     layers: Sequence[str]
@@ -56,6 +55,7 @@ class Profile:
     first: bool
     stalled: bool
     rising: bool
+    fallen: bool
     recovering: bool
     adaptive: bool
     signal_share: float
@@ -182,7 +182,9 @@ def _collapse(profile: Profile, t: Thresholds) -> list[Holding]:
     if correlation is None or len(correlation) <= profile.hidden or not (profile.first or profile.stalled):
         return []
     value = float(correlation[-1])
-    limit, key = (t.init_similarity, "init_similarity") if profile.first else (t.similarity, "similarity")
+    # Steps that keep their size move even outputs that are all but alike apart.
+    key = "init_similarity" if profile.first or profile.adaptive else "similarity"
+    limit: float = getattr(t, key)
     if not value > limit:
         return []
     layers = _where(profile, correlation > limit)

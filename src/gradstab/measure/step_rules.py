@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ from gradstab.measure.rules import SINGLE, Holding, Profile
 
 # A loss this many times that of guessing has not stayed there.
 ERRANT = 1.2
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,55 @@ class Course:
     recovering: bool
     log_norms: Collection[float]
     least: float = 0.0
+
+
+class Losses:
+    """The recent losses in units of guessing's, ``chance``; without it, the first one stands in.
+
+    ``best`` is the lowest level so far, up to ``progress``.
+    """
+
+    def __init__(self, t: Thresholds, chance: float | None, least: float) -> None:
+        self.best, self.least = math.inf, least
+        self._recent: deque[float] = deque(maxlen=t.loss_window)
+        self._chance, self._mark = chance, math.inf
+        self._progress, self._recovery = t.progress, t.recovery
+
+    def clear(self) -> None:
+        """What was added so far is no recent loss."""
+        self._recent.clear()
+
+    def add(self, loss: float) -> bool:
+        """Take in one step's loss; whether that is progress.
+
+        A loss that comes down to guessing's has not learnt anything yet: above it, only a large share counts.
+        """
+        self._recent.append(loss)
+        self._chance = loss if self._chance is None else self._chance
+        level = self.level
+        if level is None:
+            return False
+        if level < (1 - self._progress) * self.best:
+            self.best = level
+        if level >= (1 - self._progress if level <= 1 else self._recovery) * self._mark:
+            return False
+        self._mark = level
+        return True
+
+    def relative(self, loss: float) -> float:
+        """A loss over that of guessing, which is known once a loss was added."""
+        assert self._chance is not None
+        return loss / self._chance
+
+    @property
+    def level(self) -> float | None:
+        """The recent loss over that of guessing, below it counted from the least; None if unknown or negative."""
+        if not self._recent or self._chance is None or self._chance <= 0:
+            return None
+        recent, room = sum(self._recent) / len(self._recent), self._chance - self.least
+        if recent >= self._chance or room < ROUNDING * self._chance:
+            return recent / self._chance
+        return max(recent - self.least, 0.0) / room if recent >= 0 else None
 
 
 class Recovery:
@@ -147,5 +198,11 @@ def _tiny_updates(profile: Profile, t: Thresholds) -> list[Holding]:
     value = float(profile.vectors["update_ratio"].max())
     if not value < t.update_ratio:
         return []
-    text = f"no layer changes by more than {value:.2g} of its size in a step, and the loss stays where it was"
-    return [Holding("not_learning", "tiny_updates", "update_ratio", value, t.update_ratio, "update_ratio", text)]
+    text = f"no layer changes by more than {value:.2g} of its size in a step, and the loss is no better than guessing's"
+    # The last step of a schedule that ends at 0 tells nothing; several in a row do.
+    needs = 2 if profile.fallen else 1
+    return [
+        Holding(
+            "not_learning", "tiny_updates", "update_ratio", value, t.update_ratio, "update_ratio", text, needs=needs
+        )
+    ]
