@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from gradstab.events import Records, Series, layer_tags
 from gradstab.measure.verdict import Finding, Remedy, Verdict
@@ -218,6 +219,25 @@ def test_a_finding_shows_rule_layers_steps_value_threshold_and_remedies() -> Non
         assert expected in words
 
 
+def test_the_summary_counts_every_label_of_every_run() -> None:
+    runs = [made_run(3, name=name) for name in ("a", "b")]
+    for run, kinds in zip(runs, (("vanishing", "dead_units"), ("dead_units",)), strict=True):
+        text = ("rule", "quantity", (), 0, 1, 1, 1.0, 1.0, "key", "why", "theory")
+        run.verdict = Verdict(1, tuple(Finding(kind, *text) for kind in kinds), ())
+    sections = [page.section(run, digest(run), i, (), detailed=False) for i, run in enumerate(runs)]
+    text = page.render("title", sections, (), Markup(), detailed=False)
+    assert any("2 completed; 2 dead units, 1 vanishing" in content for _, content in Strict(text).texts)
+
+
+def test_a_column_of_two_or_three_steps_is_said_to_hold_three() -> None:
+    run = made_run()
+    data = digest(run)
+    assert data.heatmap is not None
+    data.heatmap.steps_per_column = 2.5
+    first, *_ = page.drawings(data, run)
+    assert first.caption.endswith("the largest of 3 recorded steps.")
+
+
 def test_in_the_page_every_colour_is_a_variable_that_both_modes_define(pages: dict[bool, str]) -> None:
     text = pages[False] + pages[True]
     css = (Path(page.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
@@ -261,15 +281,34 @@ def test_small_multiples_share_their_axes() -> None:
     assert [len(sheet.axes) for sheet in sheets] == [24 * 3 + 1, 2 * 3 + 1]
 
 
+def test_losses_share_a_scale_that_the_largest_start_fits_and_a_spike_is_marked() -> None:
+    low = np.ones(10)
+    low[4] = 1e9
+    digests = [Digest(curves={"train/loss": _curve(values)}) for values in (low, np.full(10, 1000.0))]
+    shared = multiples.scales(digests)
+    assert shared.loss == pytest.approx((0, math.log10(100 * 1000)))
+    marks = []
+    for data in digests:
+        *_, loss = multiples.Drawer(shared).draw(data).axes
+        marks.append([line.get_xdata().tolist() for line in loss.lines if line.get_marker() == "x"])
+    assert marks == [[[4]], []]
+
+
 def _ink(figure: Figure, axes: Axes, colour: str) -> int:
     """How many pixels within these axes have this colour, or nearly."""
+    return int(_inked(figure, axes, colour).sum())
+
+
+def _inked(figure: Figure, axes: Axes, colour: str) -> NDArray[np.bool_]:
+    """Which pixels within these axes have this colour, or nearly; the uppermost row first."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
     box = axes.get_window_extent()
     inside = image[image.shape[0] - int(box.y1) : image.shape[0] - int(box.y0), int(box.x0) : int(box.x1)]
     wanted = [round(255 * part) for part in to_rgba(colour)[:3]]
-    return int((np.abs(inside - wanted).max(-1) < 40).sum())
+    close: NDArray[np.bool_] = np.abs(inside - wanted).max(-1) < 40
+    return close
 
 
 def _curve(values: np.ndarray) -> Curve:
@@ -301,6 +340,40 @@ def test_charts_of_one_step_and_one_hidden_layer_show_it() -> None:
     assert _ink(fig, fig.axes[1], style.RED) > 5
     fig = figures.depth_profile(Profiles("signal_grad_norm", [0], np.array([[1.0, 100.0]]), ["a", "b"]), [10.0])
     assert _ink(fig, fig.axes[0], style.INK) > 5
+
+
+def test_the_layer_nearest_the_input_is_the_lowest_row() -> None:
+    fig = figures.heatmap(heatmap(Series(np.arange(1), np.array([[0.0, 1.0, math.nan]])), ["a", "b", "c"], "grad_norm"))
+    for colour, row in ((style.RED, 1 / 6), (style.GREY, 5 / 6)):
+        rows = np.flatnonzero(_inked(fig, fig.axes[0], colour).any(1))
+        assert rows.mean() / fig.axes[0].bbox.height == pytest.approx(row, abs=0.05)
+
+
+def test_a_heatmap_of_one_value_has_the_middle_of_the_colours() -> None:
+    for values in (np.full((3, 2), 7.0), 7 * 10 ** np.array([[0.0, 0.01], [0.01, 0.0]])):
+        (axes, _) = figures.heatmap(heatmap(Series(np.arange(len(values)), values), ["a", "b"], "grad_norm")).axes
+        drawn = np.asarray(axes.images[0].get_array()).reshape(-1, 4)
+        np.testing.assert_allclose(drawn, [mpl.colormaps["viridis"](0.5)] * len(drawn), atol=0.05)
+
+
+def test_shares_are_drawn_in_per_cent() -> None:
+    run = made_run()
+    run.records.scalars["clip/triggered"] = Series(np.arange(4), np.array([0.0, 1.0, 1.0, 0.0]))
+    drawn = _all_figures(run)
+    for axes in (drawn["loss_accuracy"].axes[1], *drawn["activations"].axes[2:]):
+        assert "%" in axes.get_ylabel()
+        assert axes.yaxis.get_major_formatter().format_ticks([0, 0.5, 1]) == ["0", "50", "100"]
+    share = drawn["clipping"].axes[1]
+    assert share.lines[0].get_ydata().tolist() == [0, 100, 100, 0]
+    assert share.collections[0].get_paths()[0].get_extents().ymax == 100
+    assert "%" in share.get_ylabel()
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(19.0, "linear"), (21.0, "log")])
+def test_a_loss_over_more_than_a_factor_of_20_gets_a_logarithmic_axis(largest: float, scale: str) -> None:
+    fig = curves.loss({"train/loss": _curve(np.array([largest, 3.0, 1.0]))})
+    assert fig is not None
+    assert fig.axes[0].get_yscale() == scale
 
 
 def test_lines_without_gaps_get_no_dots() -> None:
