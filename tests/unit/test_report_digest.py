@@ -58,6 +58,26 @@ def test_steps_that_were_not_measured_stay_empty() -> None:
     assert made.kind[0].tolist() == [d.FINITE, d.UNMEASURED, d.FINITE]
 
 
+@pytest.mark.parametrize(
+    ("steps", "at_most", "edges"),
+    [
+        ([7], 4, [6.5, 7.5]),
+        # The last column holds one step, and is half as wide as the others.
+        ([0, 10, 20, 30, 40, 50, 60], 4, [-5, 15, 35, 55, 65]),
+        ([1, 2, 10], 2, [0.5, 5.5, 10.5]),
+    ],
+)
+def test_columns_reach_half_a_step_beyond_the_outermost(steps: list[int], at_most: int, edges: list[float]) -> None:
+    made = d.heatmap(_series(np.ones((len(steps), 3)), np.array(steps)), TAGS, "grad_norm", at_most)
+    assert made.edges.tolist() == edges
+
+
+def test_a_column_with_inf_and_nan_shows_nan() -> None:
+    values = np.array([[math.inf, 1.0, math.nan], [math.nan, math.inf, math.inf]])
+    made = d.heatmap(_series(values), TAGS, "grad_norm", 1)
+    assert made.kind[:, 0].tolist() == [d.NOT_A_NUMBER, d.INFINITE, d.NOT_A_NUMBER]
+
+
 def test_a_step_recorded_twice_shows_the_larger_value() -> None:
     made = d.heatmap(_series(np.array([[1.0], [100.0], [10.0]]), np.array([0, 1, 0])), TAGS, "grad_norm")
     np.testing.assert_allclose(made.log10, [[1, 2]])
