@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gradstab import dashboard
+from gradstab.claims import claimed
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError
 from gradstab.events import EventWriter, layer_tags, read_events, read_records
@@ -175,7 +176,7 @@ def _judged_live(folder: Path, record: dict[str, Any], *, skipped: bool = False)
         Thresholds(**record["thresholds"]),
         theory=record["theory"],
         chance_loss=record["chance_loss"],
-        adaptive=record["adaptive_optimizer"],
+        least_loss=record["least_loss"],
         depth_layers=record["depth_layers"],
     )
     writer = EventWriter(folder, tags)
@@ -186,6 +187,7 @@ def _judged_live(folder: Path, record: dict[str, Any], *, skipped: bool = False)
             scalars |= {"amp/skipped": 1.0, "global_grad_norm/pre_clip": math.inf}
             vectors = {"grad_norm": np.full(4, math.inf)}
         writer.write(step, scalars, vectors)
+        judge.adaptive = record["adaptive_optimizer"] and step >= record["adaptive_since"]
         judge.observe(step, scalars, vectors)
     writer.close()
     (folder / "run.json").write_text(json.dumps(record))
@@ -197,7 +199,9 @@ OPENING: dict[str, Any] = {
     "hidden_layers": 3,
     "depth_layers": None,
     "adaptive_optimizer": False,
+    "adaptive_since": 0,
     "chance_loss": 2.25,
+    "least_loss": 0.0,
     "thresholds": {},
     "theory": {"depth_factor": 0.5},
 }
@@ -210,9 +214,12 @@ OPENING: dict[str, Any] = {
         ({"thresholds": {"stalled_depth_decades": 2.5, "init_vanishing_decades": 2.5}}, set()),
         ({"theory": {"signal_share": 1e-6}}, {"lost_in_dropout", "depth_span"}),
         ({"adaptive_optimizer": True}, set()),
+        ({"adaptive_optimizer": True, "adaptive_since": 30}, {"depth_span"}),
         ({"depth_layers": ["01_hidden", "02_hidden"]}, set()),
         ({"hidden_layers": 4}, {"depth_span"}),
         ({"chance_loss": 9.0}, set()),
+        ({"chance_loss": 2.3}, {"depth_span"}),
+        ({"chance_loss": 2.3, "least_loss": 1.9}, set()),
         ({"skipped": True}, {"depth_span"}),
     ],
 )
@@ -232,6 +239,7 @@ def test_a_killed_run_gets_the_verdict_that_it_would_have_given_itself(
     "broken",
     [
         {"thresholds": {"depth_decades": "x", "of_some_later_version": 1}},
+        {"thresholds": {"stalled_depth_decades": True}},
         {"thresholds": 3},
         {"theory": {"signal_share": "x", "depth_factor": 0.5}},
         {"theory": {"signal_share": None, "depth_factor": 0.5}},
@@ -261,11 +269,26 @@ def test_without_thresholds_in_run_json_those_of_the_configuration_count(tmp_pat
         assert verdict.labels == labels
 
 
+def test_a_run_is_running_as_long_as_its_process_holds_its_directory(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    with claimed(tmp_path):
+        run = runs.load(tmp_path, "x")
+        assert run.status == "running"
+        assert "still running: no final figures" in run.notes
+    assert runs.load(tmp_path, "x").status == "interrupted"
+
+
 def test_a_watched_run_lacks_no_configuration(tmp_path: Path) -> None:
     _write(tmp_path)
     for record, missed in (({"status": "completed", "watched": "Net"}, False), ({"status": "completed"}, True)):
         (tmp_path / "run.json").write_text(json.dumps(record))
         assert ("no config.yaml" in runs.load(tmp_path, "x").notes) == missed
+
+
+def test_clipped_and_skipped_steps_are_facts_only_where_there_were_any() -> None:
+    for count, shown in ((0, []), (2, [("clipped steps", "2"), ("skipped steps", "2")])):
+        record = {"steps": 0, "clipped_steps": count, "skipped_steps": count}
+        assert table.facts(runs.Run(Path(), "x", record)) == [("steps", "0"), *shown]
 
 
 def test_lists_in_a_configuration_are_joined_by_commas(tmp_path: Path) -> None:
@@ -299,6 +322,11 @@ def test_a_run_without_settings_makes_no_key_differ() -> None:
 def test_long_captions_are_shortened_where_it_hurts_least(caption: str, text: str) -> None:
     assert table.shortened(caption) == text
     assert all(len(table.shortened(caption, width)) <= width for width in (20, 52, 60))
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "the whole network"), (3, "0, 1, 2"), (4, "0 … 3 (4 layers)")])
+def test_more_than_three_layers_are_told_by_their_ends(count: int, text: str) -> None:
+    assert table.spans(range(count)) == text
 
 
 @pytest.mark.parametrize(
