@@ -23,9 +23,11 @@ from gradstab.errors import ConfigError, GradstabError
 from gradstab.events import EventWriter, read_events, read_records
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.quantities import as_tensor
+from gradstab.models.lenet5_1998 import lenet5_1998
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import find_layers
 from gradstab.monitor.ledger import Ledger
+from gradstab.monitor.readings import batch_size
 from gradstab.run_directory import read_run
 
 
@@ -265,6 +267,62 @@ def test_packed_and_time_first_sequences_count_their_samples(tmp_path: Path) -> 
     # ∂L/∂h of each sample's own loss is 5 times that of the mean over 5.
     exact = (5 * grad).square().sum((0, 2)).mean().sqrt().item()
     assert signals == pytest.approx([exact, exact], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_batchs_size_is_that_of_its_first_tensor_with_such_an_axis() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(3), torch.ones(5)])
+    inputs = ((torch.ones(()), {"x": [None, torch.ones(7, 4)]}), {})
+    assert [batch_size(nested, dim) for dim in (0, 1)] == [2, None]
+    assert [batch_size(inputs, dim) for dim in (0, 1, 2)] == [7, 4, None]
+
+
+def test_dead_units_are_a_convolutions_maps_whatever_kind_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = lenet5_1998(in_shape=(1, 8, 8), out_features=3, activation=nn.ReLU)
+    with torch.no_grad(), watch(model, tmp_path / "run") as monitor:
+        for layer, dead in ((model.layers[0], 2), (model.layers[1], 5)):
+            nn.init.constant_(layer.affine.bias, 1.0)  # type: ignore[arg-type]
+            layer.affine.bias[:dead] = -100.0  # type: ignore[operator, index]
+        with torch.enable_grad():
+            model(torch.randn(4, 1, 8, 8)).square().mean().backward()
+        monitor.step(1.0)
+    dead_fraction = read_records(tmp_path / "run").vectors["dead_fraction"].values[0]
+    assert dead_fraction[:2].tolist() == pytest.approx([2 / 6, 5 / 16])
+
+
+def test_anybodys_rms_norm_carries_a_layers_output_to_its_activation(tmp_path: Path) -> None:
+    class LlamaRMSNorm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.square().mean(-1, keepdim=True).rsqrt()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 16), LlamaRMSNorm(), nn.ReLU(), nn.Linear(16, 2))
+    x = torch.randn(2, 3)
+    with watch(model, tmp_path / "run") as monitor:
+        model(x).square().mean().backward()
+        monitor.step(1.0)
+    dead = (model[:2](x) <= 0).all(0).float().mean().item()
+    assert 0 < dead < 1
+    assert read_records(tmp_path / "run").vectors["dead_fraction"].values.tolist() == [pytest.approx([dead])]
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embeddings_have_no_part_in_the_depth(tmp_path: Path, kind: type[nn.Module]) -> None:
+    model = nn.Sequential(kind(9, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    with watch(model, tmp_path / "run") as monitor:
+        model(torch.ones(3, 2, dtype=torch.long)).square().mean().backward()
+        monitor.step(1.0)
+    assert read_run(tmp_path / "run")["depth_layers"] == ["01_1", "02_2"]
+
+
+def test_complex_parameters_are_not_taken_for_gone(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 2, dtype=torch.complex64))
+    with watch(model, tmp_path / "run", every=1) as monitor:
+        for _ in range(2):
+            model(torch.ones(3, 4, dtype=torch.complex64)).abs().square().mean().backward()
+            monitor.step(1.0)
+    assert monitor.notes == []
 
 
 def test_own_activation_classes_are_taken_at_their_word(tmp_path: Path) -> None:
