@@ -53,6 +53,31 @@ def test_without_a_loss_the_last_gradient_tells_how_it_ended(
     assert (record["train_loss"] is None) == (not known)
 
 
+def test_the_broken_layer_nearest_the_output_is_where_it_began(tmp_path: Path) -> None:
+    model = mlp()
+    with watch(model, tmp_path / "run") as monitor:
+        model(torch.ones(5, 4)).square().mean().backward()
+        for broken in (model[0], model[2]):
+            broken.weight.grad[1, 2] = torch.inf  # type: ignore[union-attr, index]
+        monitor.step(1.0)
+    assert read_run(tmp_path / "run")["non_finite"] == {"step": 0, "quantity": "gradient", "layer": "01_2"}
+
+
+def test_a_run_whose_last_step_the_scaler_skips_has_not_diverged(tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    with watch(model, tmp_path / "run", optimizer=optimizer, scaler=scaler) as monitor:
+        for loss, scale in ((torch.nan, 1.0), (None, torch.inf)):
+            optimizer.zero_grad()
+            (scaler.scale(model(torch.ones(5, 4)).square().mean()) * scale).backward()
+            monitor.step(loss)
+            scaler.step(optimizer)
+            scaler.update()
+    record = read_run(tmp_path / "run")
+    assert (record["status"], record["skipped_steps"], record["non_finite"]["step"]) == ("completed", 1, 0)
+
+
 def test_a_loss_that_is_known_later_is_the_last_steps(tmp_path: Path) -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
