@@ -223,6 +223,37 @@ def test_signals_equal_gradients_taken_sample_by_sample(tmp_path: Path, reductio
     assert signals[0].tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def test_losses_sent_back_one_after_another_read_as_their_sum(tmp_path: Path) -> None:
+    model = Recurrent()
+    (x, y) = data(1, 5, 6)[0]
+    outputs: list[Tensor] = []
+    handle = model.enter.register_forward_hook(lambda _m, _a, h: outputs.append(h))
+    logits = model(x)
+    handle.remove()
+    (grad,) = torch.autograd.grad(F.cross_entropy(logits, y) + logits.square().mean(), outputs)
+    with watch(model, tmp_path / "run") as monitor:
+        logits = model(x)
+        losses = F.cross_entropy(logits, y), logits.square().mean()
+        losses[0].backward(retain_graph=True)
+        losses[1].backward()
+        monitor.step(sum(losses))
+    signal = read_records(tmp_path / "run").vectors["signal_grad_norm"].values[0, 0]
+    assert signal == pytest.approx(math.sqrt(5) * grad.norm().item(), rel=1e-5)
+
+
+def test_unequal_parts_of_a_batch_that_go_back_together_count_all_samples(tmp_path: Path) -> None:
+    model = Recurrent()
+    (x, y) = data(1, 6, 6)[0]
+    expected = [per_sample(model, layer, x, y) for layer in (model.enter, model.again, model.leave)]
+    with watch(model, tmp_path / "run") as monitor:
+        parts = zip(x.split([4, 2]), y.split([4, 2]), strict=True)
+        loss = sum((F.cross_entropy(model(a), b, reduction="sum") for a, b in parts), torch.zeros(())) / 6
+        loss.backward()
+        monitor.step(loss)
+    signals = read_records(tmp_path / "run").vectors["signal_grad_norm"].values
+    assert signals[0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("network", [Recurrent, lambda: nn.Sequential(nn.Conv1d(2, 4, 2), nn.ReLU(inplace=True),
                                                                       nn.Flatten(), nn.Linear(8, 3))])  # fmt: skip
 def test_micro_batches_read_as_one_batch(tmp_path: Path, network: Callable[[], nn.Module]) -> None:
@@ -335,6 +366,21 @@ def test_norms_under_a_grad_scaler_are_unscaled(tmp_path: Path, unscale: bool, k
     plain, found = read_records(tmp_path / "plain"), read_records(tmp_path / "run")
     for name in ("grad_norm", "signal_grad_norm", "update_ratio", *(["clip_scale"] if known else [])):
         assert found.vectors[name].values == pytest.approx(plain.vectors[name].values, rel=1e-4), name
+
+
+def test_a_scaler_may_have_unscaled_some_optimizers_gradients_and_not_others(tmp_path: Path) -> None:
+    model = mlp(6, 8, 3)
+    optimizers = [torch.optim.SGD(model[i].parameters(), lr=0.05) for i in (0, 2)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    (x, y) = data(1, 4, 6)[0]
+    with watch(model, tmp_path / "run", optimizer=optimizers, scaler=scaler) as monitor:
+        loss = F.cross_entropy(model(x), y)
+        grads = torch.autograd.grad(loss, [model[0].weight, model[2].weight], retain_graph=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizers[1])
+        monitor.step(loss)
+    found = read_records(tmp_path / "run").vectors["grad_norm"].values[0]
+    assert found.tolist() == pytest.approx([g.norm().item() for g in grads], rel=1e-5)
 
 
 def test_a_step_that_the_scaler_skips_is_recorded_and_ends_nothing(tmp_path: Path) -> None:
