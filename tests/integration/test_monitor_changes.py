@@ -206,6 +206,22 @@ def test_a_turn_that_never_comes_costs_no_memory(tmp_path: Path) -> None:
     assert calls == LONGEST_WAIT + 1 + 1 + 2
 
 
+@pytest.mark.filterwarnings("ignore:.*had no turn")
+def test_an_optimizer_that_was_waited_for_in_vain_is_waited_for_again_after_a_turn(tmp_path: Path) -> None:
+    model = mlp(4, 4, 1)
+    optimizers = [torch.optim.SGD(model[i].parameters(), 0.01) for i in (0, 2)]
+    with watch(model, tmp_path / "run", optimizer=optimizers, every=30) as monitor:
+        for step in range(36):
+            for turn in (0, 1) if step in (24, 33) else (0,):
+                model.zero_grad()
+                loss = model(batch(step, 8, 4)[0]).square().mean()
+                loss.backward()
+                monitor.step(loss, optimizer=optimizers[turn])
+                optimizers[turn].step()
+    measured = read_records(tmp_path / "run").vectors["signal_grad_norm"].steps.tolist()
+    assert measured == [*range(LONGEST_WAIT + 1), 30, 31, 32, 33]
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_layers_that_are_unfrozen_join_the_line_over_depth(tmp_path: Path, frozen: bool) -> None:
     model = mlp(*[16] * 17, 3)
@@ -231,6 +247,25 @@ def test_layers_that_are_unfrozen_join_the_line_over_depth(tmp_path: Path, froze
     assert record["depth_factor"] == pytest.approx(0.45, rel=0.05)
     assert judge_records(read_records(tmp_path / "run"), record).labels == verdict.labels
     assert record["notes"] == []
+
+
+def test_parameters_that_an_optimizer_takes_up_later_are_looked_at(tmp_path: Path) -> None:
+    model = mlp(4, 6, 3)
+    optimizer = torch.optim.SGD(model[2].parameters(), 0.1)
+    own = []
+    with watch(model, tmp_path / "run", every=1) as monitor:
+        for step in range(3):
+            if step == 2:
+                optimizer.add_param_group({"params": model[0].parameters()})
+            x, y = batch(step, 5, 4)
+            model.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            monitor.step(loss, optimizer=optimizer)
+            own.append([layer.weight.grad.norm().item() for layer in (model[0], model[2])])
+            optimizer.step()
+    norms = read_records(tmp_path / "run").vectors["grad_norm"].values
+    assert norms.tolist() == [pytest.approx([0 if step < 2 else own[step][0], own[step][1]]) for step in range(3)]
 
 
 def test_clipping_that_leaves_no_trace_is_seen_all_the_same(tmp_path: Path) -> None:
@@ -287,6 +322,32 @@ def test_another_optimizer_takes_over(tmp_path: Path, how: str) -> None:
         assert scalars["train/learning_rate"].values.tolist() == pytest.approx([0.1] * 3 + [0.001] * 5)
         assert scalars["global_grad_norm/post_clip"].values.tolist() == pytest.approx([0.1] * 8, rel=1e-4)
         assert not said
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_three_idle_steps_of_an_optimizer_are_told_of_unless_a_scaler_may_skip_them(
+    tmp_path: Path, scaled: bool
+) -> None:
+    model = mlp(6, 8, 3)
+    known, other = (torch.optim.SGD(model.parameters(), 0.1) for _ in range(2))
+    # A scaler may have skipped the optimizer's steps.
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0) if scaled else None
+    with (
+        warnings.catch_warnings(record=True) as said,
+        watch(model, tmp_path / "run", optimizer=known, scaler=scaler) as monitor,
+    ):
+        warnings.simplefilter("always")
+        counts = []
+        for step in range(6):
+            x, y = batch(step, 5, 6)
+            other.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            # Here the step before is over.
+            monitor.step(loss)
+            counts.append(len(said))
+            other.step()
+    assert counts == ([0] * 6 if scaled else [0, 0, 0, 1, 1, 1])
 
 
 def test_parameters_that_came_later_are_told_of_once(tmp_path: Path) -> None:
