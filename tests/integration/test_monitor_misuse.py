@@ -247,6 +247,17 @@ def test_a_frozen_layer_stays_in_the_chain_it_stands_in(tmp_path: Path) -> None:
     assert known["notes"] == []
 
 
+def test_a_frozen_layer_between_two_networks_does_not_join_them(tmp_path: Path) -> None:
+    model = Gan()
+    model.d[0].requires_grad_(False)
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model.g, model.d[2:])]
+    with watch(model, tmp_path / "run", optimizer=optimizers) as monitor:
+        loss = model.d(model.g(torch.ones(5, 3))).square().mean()
+        loss.backward()
+        monitor.step(loss)
+    assert [tag[3:] for tag in read_run(tmp_path / "run")["depth_layers"]] == ["g.0", "g.2", "g.4", "d.0"]
+
+
 def test_layers_that_checkpoints_recompute_keep_their_order(tmp_path: Path) -> None:
     from torch.utils.checkpoint import checkpoint
 
@@ -287,13 +298,15 @@ def test_a_step_without_gradients_is_complained_of_once(tmp_path: Path, place: s
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_norms_after_clipping_are_never_the_next_batchs(tmp_path: Path, set_to_none: bool) -> None:
+@pytest.mark.parametrize("reached", ["all layers", "the last layer"])
+def test_norms_after_clipping_are_never_the_next_batchs(tmp_path: Path, set_to_none: bool, reached: str) -> None:
     model = mlp(4, 6, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch(model, tmp_path / "run", optimizer=optimizer) as monitor:
         for step in range(4):
             optimizer.zero_grad(set_to_none=set_to_none)
-            loss = model(torch.full((3, 4), 1.0 + step)).square().mean()
+            h = model[:2](torch.full((3, 4), 1.0 + step))
+            loss = model[2](h if reached == "all layers" else h.detach()).square().mean()
             loss.backward()
             optimizer.step()
             monitor.step(loss)
