@@ -18,6 +18,10 @@ ADAM_RATE = 0.001
 WILD = 10.0
 # Where the rate would have to be less than this share of what it is, it is not the rate that is wrong.
 LEAST_RATE = 1e-4
+# Fewer layers hardly need skip paths.
+DEEP = 10
+# Far beyond what is usual (1e-4 to 1e-3): an adaptive optimizer follows a decay that outweighs the gradient.
+LARGE_DECAY = 0.01
 
 _BORN = ("non_finite", "dead_fraction", "saturated_fraction")
 # What steps that are too large leave behind.
@@ -63,11 +67,17 @@ def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: flo
             reason = "bounds every step, whatever the gradient (Pascanu et al. 2013)"
             yield Candidate(("clip=norm", f"clip.max_norm={limit:.2g}"), reason, about_depth=False)
     yield from _rate_candidates(config, verdict, steady, updated, without_gradient)
+    if kinds & {"vanishing", "not_learning"} and _decays(config):
+        reason = "no pull on the weights besides the gradient's"
+        yield Candidate(("optimizer.weight_decay=0",), reason, about_depth=False)
     slow = kinds & {"vanishing", "not_learning"} and not too_large and not without_gradient
     if slow and config.optimizer.name in ("sgd", "momentum", "nesterov"):
         own_rate = config.optimizer.knobs["lr"] != _usual_rate(config) or "optimizer.lr" in config.written
         overrides = ("optimizer=adam", *((f"optimizer.lr={ADAM_RATE:g}",) if own_rate else ()))
         yield Candidate(overrides, "steps of one size, however small the gradient", about_depth=False)
+    if "not_learning" in kinds and config.model.knobs.get("depth", 0) >= DEEP:
+        reason = "skip paths, with which networks stand larger steps"
+        yield Candidate(("model.residual=scaled",), reason, about_depth=False)
 
 
 def _rate_candidates(
@@ -109,6 +119,12 @@ def _rate_candidates(
         wild = high and (fit < 1 or config.optimizer.name in ADAPTIVE)
         words = (f"optimizer.lr={min(smaller, usual) if wild else smaller:.2g}",)
         yield Candidate(words, "smaller steps", about_depth=False, first=wild)
+
+
+def _decays(config: Config) -> bool:
+    """Whether weights are pulled towards 0 through the gradient, by enough to stand in the place of a small one."""
+    decoupled = config.optimizer.name in ("adamw", "muon")
+    return not decoupled and config.optimizer.knobs.get("weight_decay", 0.0) >= LARGE_DECAY
 
 
 def _usual_rate(config: Config) -> float:

@@ -90,6 +90,23 @@ def test_units_that_died_in_an_explosion_are_offered_smaller_weights_first(confi
     assert alone[0].overrides == ("act=leaky_relu",)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "decay", "offered"), [("adam", 0.1, True), ("adam", 1e-4, False), ("adamw", 0.1, False)]
+)
+def test_a_decay_that_outweighs_the_gradient_is_offered_to_go(
+    configure: Compose, inputs: Inputs, optimizer: str, decay: float, offered: bool
+) -> None:
+    config = configure(f"optimizer={optimizer}", f"optimizer.weight_decay={decay}")
+    remedies = [remedy.overrides for remedy in remedies_for(config, inputs, found("not_learning"))]
+    assert (("optimizer.weight_decay=0",) in remedies) == offered
+
+
+def test_a_steady_network_that_does_not_learn_is_offered_skip_paths(configure: Compose, inputs: Inputs) -> None:
+    config = configure("model.depth=25", "model.norm=layer", "optimizer=adamw", "optimizer.lr=0.03")
+    remedies = [remedy.overrides for remedy in remedies_for(config, inputs, found("not_learning"))]
+    assert remedies[-1] == ("model.residual=scaled",)
+
+
 def test_an_explosion_is_offered_a_bound_and_a_smaller_step(configure: Compose, inputs: Inputs) -> None:
     remedies = remedies_for(configure("init.gain=3", "optimizer.lr=0.2"), inputs, found("exploding"), typical_norm=0.25)
     offered = [remedy.overrides for remedy in remedies]
