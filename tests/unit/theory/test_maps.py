@@ -111,6 +111,7 @@ def test_dropout_takes_perfect_correlation_away() -> None:
         ("relu", 2.0, 0.0, [(1.0, "neutral")]),
         ("relu", 2.0, 0.1, []),
         ("relu", 2.5, 0.0, [(0.0, "unstable")]),
+        ("relu", 2.5, 0.1, []),
         ("gelu", 4.0, 0.0, [(0.0, "unstable")]),
         ("gelu", 2.0, 0.1, [(0.3408, "stable"), (11.298, "unstable")]),
         ("softplus", 4.0, 0.0, []),
@@ -148,6 +149,7 @@ def test_depth_scales_at_the_edge_and_beyond_it() -> None:
     assert ordered.q == 0
     assert ordered.xi_grad == pytest.approx(1 / math.log(2))
     assert math.isnan(ordered.xi_c)
+    assert depth_scales(activation("tanh"), 0.0).xi_q == 0
     with pytest.raises(NoTheory, match="grows with depth without bound"):
         depth_scales(activation("relu"), 2.0, dropout=0.1)
 
@@ -165,6 +167,7 @@ def test_depth_scales_are_those_of_the_length_that_a_network_tends_to() -> None:
     assert depth_scales(gelu, 3.0, start=0.9 * large.q).q == 0
     with pytest.raises(NoTheory, match=r"grows with depth beyond 1e\+09 from 0\.27"):
         depth_scales(gelu, 3.0, start=1.1 * large.q)
+    assert depth_scales(activation("tanh"), 2.0, start=50.0).q == pytest.approx(0.61796, abs=5e-6)
     q = float(depth_scales(activation("tanh"), 2.0, 0.1, start=50.0).q)
     assert float(step(activation("tanh"), q, 2.0, 0.1)) == pytest.approx(q, rel=1e-9)
     assert depth_scales(activation("tanh"), 0.5, 1e-10, start=0.5).q == pytest.approx(2e-10)

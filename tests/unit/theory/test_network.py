@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from gradstab.theory import NoTheory, activation, batch_norm_rate, length_map, predict
+from gradstab.theory.unit import build_unit
 from tests.unit.theory.nets import batch_norm, depth_factor, gaussian_inputs, layer_norm, mean_log_profile, profile
 
 EQUAL = [1000] * 11 + [10]
@@ -102,6 +103,22 @@ def test_batch_norm_has_a_theory_down_to_a_few_eps() -> None:
         predict(**knobs, **plane(1e-5))
 
 
+def test_batch_norm_says_where_its_eps_is_no_longer_small() -> None:
+    knobs: dict[str, Any] = {"act": "tanh", "widths": [50] * 4, "q0": 1.0, "norm": "batch", "batch_size": 32}
+    for sigma_w2, said in ((5e-3, True), (5e-2, False)):
+        found = predict(**knobs, **plane(sigma_w2))
+        # The smallest variance is the second layer's: σ_w² times that of tanh of a normal variable, 0.394.
+        assert any("eps=1e-05 is left out" in note for note in found.notes) == said
+
+
+def test_batch_norm_sees_all_lengths_of_a_batch_as_one() -> None:
+    q0 = np.array([0.2, 0.7, 5.1])
+    knobs: dict[str, Any] = {"act": "tanh", "widths": [50] * 5, "norm": "batch", "batch_size": 8, **plane(1.5, 0.1)}
+    found, at_mean = predict(q0=q0, **knobs), predict(q0=2.0, **knobs)
+    for name in ("q", "chi_1", "chi_parallel", "signal_grad_norm", "phi_variance"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(at_mean, name))
+
+
 def test_correlated_inputs_shrink_the_batch_deviation_that_the_first_norm_divides_by() -> None:
     widths, c0 = [2000] * 4 + [10], 0.75
     x = math.sqrt(c0) * gaussian_inputs(1, 2000, 7) + math.sqrt(1 - c0) * gaussian_inputs(32, 2000, 0)
@@ -163,6 +180,26 @@ def test_lengths_along_the_trajectory(residual: float | None) -> None:
     np.testing.assert_allclose(predicted.q, found, rtol=0.02)
 
 
+@pytest.mark.parametrize("act", ["gelu", "sigmoid"])
+@pytest.mark.parametrize(
+    ("norm", "position"), [("none", None), ("layer", "before"), ("layer", "after"), ("batch", None)]
+)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_forward_slopes_against_finite_differences(act: str, norm: str, position: str | None, dropout: float) -> None:
+    unit, q = build_unit(activation(act), norm, position, 16, dropout), np.array([1e-5, 1e-3, 0.1, 2.0])
+    slope = (unit.forward(1.001 * q) - unit.forward(0.999 * q)) / (2e-3 * q)
+    np.testing.assert_allclose(unit.forward_slope(q), slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize("residual", ["none", "add", "scaled"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_chi_parallel_is_how_a_change_of_length_goes_on(residual: str, dropout: float) -> None:
+    knobs: dict[str, Any] = {"act": "tanh", "widths": [9] * 7, "residual": residual, "dropout": dropout}
+    low, at, high = (predict(q0=q0, **knobs, **plane(1.5, 0.1)) for q0 in (1.999, 2.0, 2.001))
+    change = high.q - low.q
+    np.testing.assert_allclose(at.chi_parallel[:-1], change[1:] / change[:-1], rtol=1e-5)
+
+
 def test_lengths_that_approach_their_fixed_point_slowly_are_followed_to_the_end() -> None:
     tanh, q = activation("tanh"), 1.0
     predicted = predict(act="tanh", widths=[100] * 402, q0=1.0, **plane(1.0)).q
@@ -215,6 +252,30 @@ def test_default_initialisation_has_variances_of_a_third() -> None:
     np.testing.assert_allclose(predicted.sigma_w2, [1 / 3] * 3)
     np.testing.assert_allclose(predicted.sigma_b2, [1 / 192, 1 / 300, 1 / 150])
     assert predicted.q[0] == pytest.approx(0.5 / 3 + 1 / 192)
+
+
+def test_the_slope_that_kaiming_takes_is_leaky_relus_own_by_default() -> None:
+    predicted = predict(act="leaky_relu", init="kaiming_normal", widths=[9] * 4, q0=1.0)
+    np.testing.assert_allclose(predicted.sigma_w2, 2 / (1 + 1e-4), rtol=1e-12)
+
+
+def test_a_critical_network_without_biases_has_none_in_theory() -> None:
+    knobs: dict[str, Any] = {"init": "critical", "init_knobs": {"sigma_b2": 0.05}, "bias": False}
+    predicted = predict(act="tanh", widths=[9] * 4, q0=0.5, **knobs)
+    # σ_w² of Pennington et al. 2017 and Schoenholz et al. 2017 at σ_b² = 0.05.
+    np.testing.assert_allclose(predicted.sigma_w2, 1.76095, atol=5e-6)
+    assert not predicted.sigma_b2.any()
+    assert predicted.q[0] == pytest.approx(0.5 * 1.76095, abs=5e-6)
+
+
+def test_the_fit_of_a_depth_factor_is_that_of_numpy() -> None:
+    predicted = predict(act="tanh", init="xavier_normal", widths=UNEQUAL, q0=1.0)
+    layers, logs = np.arange(len(UNEQUAL) - 2), np.log(predicted.signal_grad_norm)
+    slope, offset = np.polyfit(layers, logs, 1)
+    left = np.square(logs - slope * layers - offset).sum() / np.square(logs - logs.mean()).sum()
+    assert predicted.depth_factor == pytest.approx(math.exp(-slope), rel=1e-9)
+    assert predicted.depth_factor_r2 == pytest.approx(1 - left, rel=1e-9)
+    assert left > 1e-3
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
