@@ -51,6 +51,9 @@ def test_depth_factors(configure: Compose, overrides: str, limit: float) -> None
     profile = np.mean(logs, axis=0)
     slope = np.polyfit(np.arange(len(profile)), profile, 1)[0]
     assert prediction.depth_factor == pytest.approx(math.exp(-slope), rel=limit)
+    if "act=relu init=critical" in overrides:
+        # Of ReLU's, every length is at the edge of chaos from the first layer on.
+        assert math.exp(-slope) == pytest.approx(1, abs=0.02)
     if "residual" in overrides:
         ratios = prediction.signal_grad_norm[:-1] / prediction.signal_grad_norm[1:]
         np.testing.assert_allclose(np.exp(profile[:-1] - profile[1:]), ratios, rtol=limit)

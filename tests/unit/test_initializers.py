@@ -403,7 +403,11 @@ def test_critical_counts_a_convolutions_fan_in() -> None:
 
 @pytest.mark.parametrize(
     ("act", "sigma_b2", "allowed"),
-    [("softplus", 0.0, "another act"), ("softplus", 0.3, "another act"), ("relu", 0.1, r"init\.sigma_b2=0, or")],
+    [
+        ("softplus", 0.0, "allowed: another act"),
+        ("softplus", 0.3, "allowed: another act"),
+        ("relu", 0.1, r"allowed: init\.sigma_b2=0, or"),
+    ],
 )
 def test_where_there_is_no_edge_of_chaos_critical_says_so(act: str, sigma_b2: float, allowed: str) -> None:
     with pytest.raises(ConfigError, match=allowed) as caught:

@@ -15,6 +15,7 @@ from gradstab.theory import (
     depth_scales,
     half_stable_point,
     length_map,
+    predict,
 )
 
 
@@ -83,6 +84,15 @@ def test_critical_points_are_fixed_and_critical(name: str, sigma_b2: float) -> N
     assert critical_sigma_w2(act, sigma_b2) == point.sigma_w2
     scales = depth_scales(act, point.sigma_w2, sigma_b2)
     assert (scales.xi_c, scales.xi_grad) == (np.inf, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma_w2"), [("identity", 0.7), ("relu", 1.4), ("tanh", 0.7), ("erf", 0.175 * np.pi)]
+)
+def test_dropout_takes_its_rate_off_the_critical_variance(name: str, sigma_w2: float) -> None:
+    assert critical_sigma_w2(activation(name), 0.0, 0.3) == pytest.approx(sigma_w2, rel=1e-12)
+    drawn = predict(act=name, widths=[9] * 5, q0=1e-9, init="critical", init_knobs={"sigma_b2": 0.0}, dropout=0.3)
+    np.testing.assert_allclose(drawn.chi_1, 1, rtol=1e-8)
 
 
 def test_where_there_is_none_it_says_so() -> None:
