@@ -25,7 +25,7 @@ from gradstab.expectation import (
 from gradstab.measure.probe import Probe
 from gradstab.reproducibility import generator
 from gradstab.step_scale import step_growth, step_scale
-from gradstab.theory import NoTheory, predict
+from gradstab.theory import NoTheory, predict, signal_shares
 from tests.conftest import Compose
 
 
@@ -108,6 +108,31 @@ def test_every_knob_reaches_the_theory(configure: Compose, inputs: Inputs, overr
     np.testing.assert_allclose(found.signal_grad_norm, expected.signal_grad_norm, rtol=1e-3)
     assert found.depth_factor == pytest.approx(expected.depth_factor, rel=2e-4)
     np.testing.assert_array_equal(found.sigma_w2, expected.sigma_w2)
+
+
+def test_the_signal_that_dropout_leaves_is_reckoned_from_the_data(configure: Compose, inputs: Inputs) -> None:
+    config = configure("act=tanh", "model.depth=4", "model.width=50", "model.dropout=0.3", "init.gain=1.5")
+    widths, knobs = [64, 50, 50, 50, 50, 10], {"gain": 1.5}
+    q0 = float(inputs.q0.mean())
+    shares = signal_shares(
+        act="tanh", widths=widths, q0=q0, c0=inputs.c0, dropout=0.3, init=config.init.name, init_knobs=knobs
+    )
+    assert theory_record(config, inputs)["signal_share"] == pytest.approx(shares[-1], rel=1e-9)
+
+
+def test_samples_of_few_numbers_may_still_span_a_small_batchs_directions(configure: Compose) -> None:
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    words = ("model.norm=batch", "act=tanh", "init=kaiming_normal", "model.depth=4")
+    assert math.isfinite(expect(configure(*words, "batch_size=5"), inputs_of(dataset(x))).depth_factor)
+    with pytest.raises(NoTheory, match="samples of 4 numbers span too few"):
+        expect(configure(*words, "batch_size=6"), inputs_of(dataset(x)))
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_what_a_squared_error_takes_for_granted(configure: Compose, inputs: Inputs, norm: str) -> None:
+    notes = expect(configure("loss=mse", f"model.norm={norm}", "model.depth=4"), inputs).notes
+    assert any("gradients at the outputs are taken as of one size" in note for note in notes)
+    assert any("takes away what they have in common" in note for note in notes) == (norm == "batch")
 
 
 def test_a_few_lengths_stand_for_all_of_them(configure: Compose, inputs: Inputs) -> None:
@@ -282,8 +307,14 @@ def test_lenet_under_lsuv_is_drawn_without_dropout(configure: Compose, digits: D
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ("act=gelu", ["act=gelu", "unstable", "half-stable at sigma_b2=0.172922", "stable above"]),
-        ("act=silu init.sigma_b2=0.55514317", ["act=silu", "is half-stable"]),
+        (
+            "act=gelu",
+            ["act=gelu", "unstable", "repels every length", "half-stable at sigma_b2=0.172922", "stable above"],
+        ),
+        (
+            "act=silu init.sigma_b2=0.55514317",
+            ["act=silu", "is half-stable", "attracts lengths from one side of q only"],
+        ),
         ("act=mish", ["act=mish", "half-stable at sigma_b2=0.0945"]),
     ],
 )

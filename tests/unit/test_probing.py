@@ -17,6 +17,7 @@ from gradstab.errors import ConfigError
 from gradstab.events import read_records
 from gradstab.measure.verdict import Verdict
 from gradstab.probing import probe, typical_draw
+from gradstab.theory import activation, length_map
 from tests.conftest import Compose, Train
 
 TINY = ("model.depth=3", "model.width=16", "batch_size=32", "device=cpu")
@@ -124,6 +125,15 @@ def test_fixed_points_and_scales_of_plain_networks(configure: Compose) -> None:
     (point,) = plain.scales["fixed_points"]
     assert point["q"] == plain.scales["q"]
     assert plain.scales["xi_grad"] == pytest.approx(-1 / math.log(point["chi_1"]))
+    dropped = probe(
+        configure(*TINY, "act=tanh", "init=variance", "init.sigma_w2=2", "init.sigma_b2=0.1", "model.dropout=0.3"),
+        ProbeKnobs(seeds=1),
+    ).scales
+    assert dropped is not None
+    for point in dropped["fixed_points"]:
+        # Inverted dropout divides a mean square by 1 - p.
+        assert length_map(activation("tanh"), point["q"], 2 / 0.7, 0.1) == pytest.approx(point["q"], rel=1e-9)
+    assert dropped["q"] in [point["q"] for point in dropped["fixed_points"]]
     assert probe(configure(*TINY, "model.norm=layer"), ProbeKnobs(seeds=1)).scales is None
     growing = probe(configure(*TINY, "init=normal", "init.std=1"), ProbeKnobs(seeds=1)).scales
     assert growing is not None

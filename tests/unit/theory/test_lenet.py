@@ -103,6 +103,16 @@ def test_dropout_follows_the_pooling() -> None:
     np.testing.assert_allclose(dropped.chi_1, plain.chi_1 / 0.8, rtol=1e-9)
 
 
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_correlations_measured_just_below_0_count_as_0(pooling: str) -> None:
+    chance, none = (
+        predict_lenet5(act="tanh", pooling=pooling, q0=1.0, correlations=c) for c in ((-0.01, -0.02), (0.0, 0.0))
+    )
+    np.testing.assert_array_equal(chance.signal_grad_norm, none.signal_grad_norm)
+    np.testing.assert_array_equal(chance.q, none.q)
+    assert np.isfinite(none.signal_grad_norm).all()
+
+
 def test_what_has_no_theory() -> None:
     with pytest.raises(NoTheory, match="window_correlation"):
         predict_lenet5(act="relu", q0=1.0, correlations=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,23 @@ def test_a_linear_network_has_a_closed_form() -> None:
     shares = signal_shares(act="identity", widths=[10, *[50] * 6, 3], q0=2.0, c0=c0, dropout=rate, init="lecun_normal")
     expected = [(1 - c0) / ((1 - rate) ** -layer - c0) for layer in range(7)]
     np.testing.assert_allclose(shares, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "depth", "q"),
+    [
+        # Branches start at 0, and the stream is the first layer's output.
+        ({"init": "lecun_normal", "residual": "rezero"}, 5, 1.5),
+        ({"init": "lsuv", "init_knobs": {"gain": 2.0}}, 1, 4.0),
+    ],
+)
+def test_one_mask_alone_has_a_closed_form(knobs: dict[str, Any], depth: int, q: float) -> None:
+    """Williams 1997: E φ(u)φ(v) = (2/π) asin(2qc/(1+2q)) for erf."""
+    c, rate = 0.3, 0.2
+    shares = signal_shares(act="erf", widths=[10, *[50] * depth, 3], q0=1.5, c0=c, dropout=rate, **knobs)
+    own, common = (np.arcsin(2 * q * at / (1 + 2 * q)) for at in (1, c))
+    expected = (own - common) / (own / (1 - rate) - common)
+    np.testing.assert_allclose(shares, [*[1] * depth, expected], rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["relu", "hardtanh", "sigmoid", "selu", "softplus"])
