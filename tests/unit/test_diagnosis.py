@@ -46,6 +46,22 @@ def test_the_span_of_delta_over_depth_decides(factor: float, labels: tuple[str, 
     assert one.verdict().labels == labels
 
 
+@pytest.mark.parametrize(
+    ("factor", "labels"), [(0.5, ("healthy",)), (0.4, ("vanishing",)), (1.7, ("healthy",)), (2.0, ("exploding",))]
+)
+def test_steps_of_one_size_forgive_more_downwards_alone(factor: float, labels: tuple[str, ...]) -> None:
+    one = judge(adaptive=True)
+    looked(one, 0, CHANCE, signal_grad_norm=profile(factor))
+    assert one.verdict().labels == labels
+
+
+def test_evidence_of_an_explosion_names_the_layers_near_the_input() -> None:
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=profile(2.0))
+    # Above 10^2.2 of the top's: eight doublings or more away from it.
+    assert one.verdict().findings[0].layers == tuple(TAGS[:2])
+
+
 def test_evidence_names_value_threshold_layers_and_steps() -> None:
     one = judge({"depth_factor": 0.5})
     for step, vectors in ((0, {"signal_grad_norm": profile(0.5)}), (1, {}), (2, {"signal_grad_norm": profile(0.5)})):
@@ -56,13 +72,14 @@ def test_evidence_names_value_threshold_layers_and_steps() -> None:
     assert (finding.first_step, finding.last_step, finding.persistence) == (0, 2, 2)
     # Below 10^-1.7 of the top's: six halvings or more away from it.
     assert finding.layers == tuple(TAGS[:4])
-    assert "0.5 per layer at initialisation" in finding.theory
+    assert "0.5 per layer at initialisation, 0.002 over the depth" in finding.theory
     assert "expects this" in finding.theory
 
 
-def test_theory_that_disagrees_is_said_to() -> None:
+@pytest.mark.parametrize("factor", [0.3, 2.0])
+def test_theory_that_disagrees_is_said_to(factor: float) -> None:
     one = judge({"depth_factor": 1.0})
-    looked(one, 0, CHANCE, signal_grad_norm=profile(0.3))
+    looked(one, 0, CHANCE, signal_grad_norm=profile(factor))
     assert "no such thing" in one.verdict().findings[0].theory
 
 
@@ -89,6 +106,22 @@ def test_no_gradient_at_all_is_vanishing() -> None:
     (finding,) = one.verdict().findings
     assert finding.kind == "vanishing"
     assert finding.layers == tuple(TAGS[:10])
+
+
+def test_a_single_hidden_layer_without_a_gradient_spans_no_depth() -> None:
+    one = Judge(["0_hidden", "1_output"], 1, T, chance_loss=CHANCE)
+    looked(one, 0, CHANCE, signal_grad_norm=np.array([0.0, 1.0]))
+    assert one.verdict().labels == ("healthy",)
+
+
+def test_an_output_layer_that_starts_at_0_lets_gradients_pass_after_its_first_update() -> None:
+    one = judge()
+    blocked = np.array([0.0] * 10 + [1.0])
+    vectors = {"signal_grad_norm": blocked, "grad_norm": blocked, "weight_norm": 1 - blocked}
+    looked(one, 0, CHANCE, **vectors)
+    assert one.verdict().labels == ("healthy",)
+    looked(one, 1, CHANCE, **vectors)
+    assert one.verdict().labels == ("vanishing",)
 
 
 def test_underflow_towards_the_input_is_vanishing() -> None:
@@ -134,6 +167,38 @@ def test_a_network_that_learns_is_healthy_whatever_its_profile() -> None:
     for step in range(6):
         looked(one, step, 0.1 * CHANCE, signal_grad_norm=profile(0.3), dead_fraction=np.full(10, 0.95))
     assert one.verdict().labels == ("healthy",)
+
+
+@pytest.mark.parametrize(("level", "labels"), [(0.49, ("healthy",)), (0.51, ("vanishing",))])
+def test_half_of_the_loss_of_guessing_is_learnt(level: float, labels: tuple[str, ...]) -> None:
+    one = judge()
+    for step in range(6):
+        looked(one, step, level * CHANCE, signal_grad_norm=profile(0.3))
+    assert one.verdict().labels == labels
+
+
+@pytest.mark.parametrize(("level", "labels"), [(0.94, ("healthy",)), (0.96, ("vanishing",))])
+def test_on_the_plateau_a_lesser_span_counts(level: float, labels: tuple[str, ...]) -> None:
+    one = judge()
+    for step in range(6):
+        looked(one, step, level * CHANCE, signal_grad_norm=profile(10 ** (-2 / 9)))
+    assert one.verdict().labels == labels
+
+
+def test_the_loss_before_any_update_is_not_among_those_after_it() -> None:
+    one = judge()
+    for step, level in enumerate((200.0, 0.9, 0.9, 0.9, 0.9)):
+        looked(one, step, level * CHANCE)
+    assert one.verdict().labels == ("healthy",)
+
+
+@pytest.mark.parametrize(("norms", "typical"), [([1, 1, 1, 1e6], 1), ([1] * 10 + [3] * 15 + [9] * 50, 3)])
+def test_the_typical_norm_is_the_median_of_the_first_steps(norms: list[float], typical: float) -> None:
+    one = judge()
+    assert one.typical_norm is None
+    for step, norm in enumerate(norms):
+        one.observe(step, {"train/loss": CHANCE, "global_grad_norm/pre_clip": norm}, {})
+    assert one.typical_norm == typical
 
 
 def test_what_no_longer_holds_is_forgotten() -> None:
@@ -233,6 +298,10 @@ def test_updates_too_small_to_matter() -> None:
     for step in range(2):
         looked(one, step, CHANCE, signal_grad_norm=profile(1.0), update_ratio=tiny)
     assert [f.rule for f in one.verdict().findings] == ["tiny_updates"]
+    apart = judge()
+    for step in range(2):
+        looked(apart, step, CHANCE, signal_grad_norm=profile(1.0), update_ratio=np.array([0.0] + [0.01] * 10))
+    assert apart.verdict().labels == ("healthy",), "a layer that stays is not all of them"
     warming = judge()
     for step in range(5):
         values = {"train/loss": CHANCE, "train/learning_rate": 1e-4 * (step + 1)}
@@ -292,6 +361,10 @@ def test_a_first_step_far_beyond_the_reach_of_its_gradient(unit: float) -> None:
 def test_what_does_not_overshoot() -> None:
     assert first_step(20.0).verdict().labels == ("healthy",)
     assert first_step(40.0, adaptive=True).verdict().labels == ("healthy",), "Adam's first step is of one size"
+    one = judge()
+    beyond = {name: np.full(11, 1e110) for name in ("grad_norm", "weight_norm", "update_ratio")}
+    looked(one, 0, CHANCE, signal_grad_norm=profile(1.0), **beyond)
+    assert one.verdict().labels == ("healthy",), "inf is no measure"
     one = judge()
     huge = {name: np.full(11, 1e50) for name in ("grad_norm", "weight_norm", "update_ratio")}
     looked(one, 0, 1e90, signal_grad_norm=profile(1.0), **huge)
@@ -428,6 +501,12 @@ def test_the_first_non_finite_value_stays_on_record() -> None:
     assert (finding.first_step, finding.last_step, finding.persistence) == (1, 2, 2)
 
 
+def test_a_signal_that_is_not_finite_is_found_by_itself() -> None:
+    one = judge()
+    looked(one, 0, CHANCE, grad_norm=np.ones(11), signal_grad_norm=np.where(np.arange(11) == 4, math.inf, 1.0))
+    assert {f.kind: f.layers for f in one.verdict().findings}["non_finite"] == (TAGS[4],)
+
+
 def test_stopping_waits_for_measurements_that_agree() -> None:
     one = judge()
     looked(one, 0, CHANCE, signal_grad_norm=profile(0.3))
@@ -493,6 +572,19 @@ def test_live_and_afterwards_the_verdict_is_the_same(tmp_path: Path, unit: float
     assert judge_records(read_records(tmp_path), run) == live.verdict()
     assert live.verdict().labels[: len(labels)] == labels
     assert "non_finite" not in live.verdict().labels
+
+
+@pytest.mark.parametrize(("since", "labels"), [(6, ("healthy",)), (7, ("vanishing",))])
+def test_steps_are_of_one_size_from_the_step_on_that_the_record_names(
+    tmp_path: Path, since: int, labels: tuple[str, ...]
+) -> None:
+    writer = EventWriter(tmp_path, TAGS)
+    for step in range(7):
+        vectors = {"grad_norm": np.ones(11), "signal_grad_norm": profile(0.6 if step == 6 else 1.0)}
+        writer.write(step, {"train/loss": CHANCE}, vectors)
+    writer.close()
+    run = {"chance_loss": CHANCE, "hidden_layers": 10, "adaptive_optimizer": True, "adaptive_since": since}
+    assert judge_records(read_records(tmp_path), run).labels == labels
 
 
 def test_a_verdict_survives_json() -> None:
