@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from gradstab.data import load_data
-from gradstab.expectation import Inputs, inputs_of
-from gradstab.measure.verdict import Finding, Verdict
+from gradstab.expectation import Inputs, expect, inputs_of
+from gradstab.measure.verdict import Finding, Remedy, Verdict
 from gradstab.remedies import remedies_for
 from gradstab.theory import predict
 from tests.conftest import Compose
@@ -141,19 +142,55 @@ def test_where_an_edge_needs_biases_they_are_offered(configure: Compose, inputs:
     assert remedies[0].overrides == ("init.sigma_b2=0.2",)
 
 
+def test_a_network_without_biases_is_offered_the_edge_without_them(configure: Compose, inputs: Inputs) -> None:
+    remedies = remedies_for(configure("act=silu", "model.bias=false"), inputs, found("vanishing"))
+    assert ("model.residual=scaled", "init=critical") in [remedy.overrides for remedy in remedies]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "offered"),
+    [
+        # tanh is critical at a σ_w² of 1, and dropout at rate p divides σ_w² by 1 - p.
+        ("init=variance init.sigma_w2=0.3 model.dropout=0.3", "init.sigma_w2=0.7"),
+        ("init=normal init.std=0.01 model.width=100", "init.std=0.1"),
+        # U(-b, b) has a variance of b²/3.
+        ("init=uniform init.bound=0.01 model.width=75", "init.bound=0.2"),
+    ],
+)
+def test_critical_weights_are_offered_in_the_schemes_own_knobs(
+    configure: Compose, inputs: Inputs, overrides: str, offered: str
+) -> None:
+    remedies = remedies_for(configure("act=tanh", *overrides.split()), inputs, found("vanishing"))
+    assert (offered,) in [remedy.overrides for remedy in remedies]
+
+
+def test_no_remedy_leaves_lengths_that_saturate_what_follows(configure: Compose, inputs: Inputs) -> None:
+    words = ["act=relu", "init=kaiming_normal", "init.gain=30", "model.depth=3"]
+    remedies = remedies_for(configure(*words), inputs, found("exploding"))
+    assert remedies
+    for remedy in remedies:
+        if remedy.predicted_factor is not None:
+            assert expect(configure(*words, *remedy.overrides), inputs).q.max() < 25**2
+
+
 def test_a_tighter_clip_is_not_loosened(configure: Compose, inputs: Inputs) -> None:
     config = configure("init.gain=3", "clip=norm", "clip.max_norm=0.01")
     offered = [remedy.overrides for remedy in remedies_for(config, inputs, found("exploding"), typical_norm=3.0)]
     assert not any("clip=norm" in overrides for overrides in offered)
 
 
-def test_updates_that_are_too_small_call_for_larger_ones_alone(configure: Compose, inputs: Inputs) -> None:
-    tiny = Finding("not_learning", "tiny_updates", "", (), 10, 30, 2, 1e-9, 1e-4, "", "")
+@pytest.mark.parametrize(
+    ("value", "rate"),
+    # A hundred thousand times smaller than the least that does anything, and 3,300 times.
+    [(1e-9, "0.0001"), (3e-8, "1e-05")],
+)
+def test_updates_that_are_too_small_call_for_larger_ones_alone(
+    configure: Compose, inputs: Inputs, value: float, rate: str
+) -> None:
+    tiny = Finding("not_learning", "tiny_updates", "", (), 10, 30, 2, value, 1e-4, "", "")
     remedies = remedies_for(configure("model.depth=3", "optimizer.lr=1e-9"), inputs, Verdict(30, (tiny,)))
-    rates = [word for remedy in remedies for word in remedy.overrides if word.startswith("optimizer.lr")]
-    # A hundred thousand times smaller than the least that does anything.
-    assert "optimizer.lr=0.0001" in rates
-    assert "optimizer.lr=1e-10" not in rates
+    assert f"optimizer.lr={rate}" in rates(remedies)
+    assert "optimizer.lr=1e-10" not in rates(remedies)
 
 
 def test_steps_that_throw_the_gradient_about_call_for_smaller_ones(configure: Compose, inputs: Inputs) -> None:
@@ -207,6 +244,50 @@ def test_the_rate_comes_first_where_it_is_what_is_wrong(
     ]
     remedy = remedies_for(configure(*overrides.split()), inputs, Verdict(199, tuple(findings)))[0]
     assert remedy.overrides == ((f"optimizer.lr={first}",) if first else ("init=critical", "init.gain=1"))
+
+
+def rates(remedies: Sequence[Remedy]) -> list[str]:
+    return [word for remedy in remedies for word in remedy.overrides if word.startswith("optimizer.lr")]
+
+
+@pytest.mark.parametrize(("rule", "value", "offered"), [("overshoot", 1e9, ["2e-06"]), ("large_steps", 1e6, [])])
+def test_no_rate_becomes_less_than_a_ten_thousandth(
+    configure: Compose, inputs: Inputs, rule: str, value: float, offered: list[str]
+) -> None:
+    kind, limit = RULES[rule]
+    verdict = Verdict(30, (Finding(kind, rule, "", (), 0, 30, 2, value, limit, "", ""),))
+    remedies = remedies_for(configure("model.depth=5", "optimizer=sgd", "optimizer.lr=0.02"), inputs, verdict)
+    assert rates(remedies) == [f"optimizer.lr={rate}" for rate in offered]
+
+
+@pytest.mark.parametrize(("level", "rate"), [(1.0, "0.02"), (1.1, "0.0002")])
+def test_a_sound_network_that_stays_where_it_was_is_offered_larger_steps(
+    configure: Compose, inputs: Inputs, level: float, rate: str
+) -> None:
+    plateau = Finding("not_learning", "plateau", "train/loss", (), 0, 300, 300, level, 0.95, "", "")
+    config = configure("model.depth=3", "act=tanh", "init=critical", "optimizer=adagrad", "optimizer.lr=0.002")
+    assert rates(remedies_for(config, inputs, Verdict(300, (plateau,)))) == [f"optimizer.lr={rate}"]
+
+
+@pytest.mark.parametrize(("optimizer", "clipped"), [("adam", False), ("sgd", True)])
+def test_steps_that_are_too_large_whatever_the_gradient_are_not_clipped(
+    configure: Compose, inputs: Inputs, optimizer: str, clipped: bool
+) -> None:
+    large = Finding("not_learning", "large_steps", "update_ratio", (), 0, 0, 1, 20.0, 3.0, "", "")
+    verdict = Verdict(30, (large, *found("exploding").findings))
+    words = [
+        r.overrides[0] for r in remedies_for(configure("model.depth=5", f"optimizer={optimizer}"), inputs, verdict)
+    ]
+    assert ("clip=norm" in words) == clipped
+
+
+@pytest.mark.parametrize(("since", "offered"), [(0, []), (10, ["optimizer.lr=0.002"])])
+def test_units_that_were_dead_from_the_start_died_of_no_rate(
+    configure: Compose, inputs: Inputs, since: int, offered: list[str]
+) -> None:
+    dead = Finding("dead_units", "dead_fraction", "dead_fraction", (), since, 30, 3, 1.0, 0.9, "", "")
+    config = configure("model.depth=5", "optimizer=sgd", "optimizer.lr=0.02")
+    assert rates(remedies_for(config, inputs, Verdict(30, (dead,)))) == offered
 
 
 def test_no_remedy_loses_the_signal_in_dropout_again(configure: Compose, inputs: Inputs) -> None:
