@@ -120,6 +120,16 @@ def test_layers_are_weights_times_slopes_and_the_whole_is_their_product() -> Non
     assert found.layers[-1].gsc == pytest.approx(1 * 10 / 10)
 
 
+def test_samples_share_a_mean_but_for_the_median_of_their_conditions() -> None:
+    model, x = network(depth=2, width=14).double(), 4 * batch(3, 12).double()
+    own = [torch.linalg.svdvals(torch.func.jacrev(model)(x[i : i + 1]).reshape(10, 12)) for i in range(3)]
+    values, found = torch.stack(own), measured(model, x, samples=3).network
+    assert found.condition == pytest.approx((values[:, 0] / values[:, -1]).median().item(), rel=1e-6)
+    assert found.smallest == pytest.approx(values[:, -1].mean().item(), rel=1e-6)
+    assert found.largest == pytest.approx(values[:, 0].mean().item(), rel=1e-9)
+    assert found.mean == pytest.approx(values.mean().item(), rel=1e-9)
+
+
 def test_the_gradient_scale_coefficient_is_the_growth_of_relative_changes() -> None:
     """Philipp et al. 2018: the mean of (‖Δy‖/‖y‖)² over (‖Δx‖/‖x‖)² for small changes Δx in random directions."""
     model = network(depth=4, width=30).double()
@@ -193,6 +203,16 @@ def test_many_layers_are_shown_evenly_spaced() -> None:
     found = measured(network(depth=60, width=6), batch(1, 12))
     assert len(found.layers) == 32
     assert (found.layers[0].tag, found.layers[-1].tag) == ("00", "60")
+
+
+def test_work_up_to_the_limit_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    # n·m·min(n, m) of 20 × 12, 20 × 20 and 10 × 20, for two samples.
+    work = 2 * (12 * 20 * 12 + 20**3 + 20 * 10 * 10)
+    monkeypatch.setattr("gradstab.jacobians.MAX_WORK", work)
+    assert measured(network(depth=2, width=20), batch(2, 12)).samples == 2
+    monkeypatch.setattr("gradstab.jacobians.MAX_WORK", work - 1)
+    with pytest.raises(ConfigError, match="allowed"):
+        measured(network(depth=2, width=20), batch(2, 12))
 
 
 @pytest.mark.parametrize(

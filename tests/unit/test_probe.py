@@ -154,6 +154,19 @@ def test_a_parametrised_weight_is_read_without_touching_it(
     assert [w.shape for w in weights] == [(10, 64), (10, 10), (10, 10)]
 
 
+def test_a_parameter_that_the_loss_does_not_depend_on_has_a_gradient_of_0(
+    built: Callable[..., tuple[Parts, Tensor, Tensor]],
+) -> None:
+    parts, inputs, targets = built("model.depth=2", "model.width=10")
+    frozen = parts.model.layers[0].affine.weight
+    assert isinstance(frozen, Tensor)
+    frozen.requires_grad_(False)
+    parts.loss(parts.model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+    norms = parts.probe.by_layer(as_tensor(parts.probe.norms_of(parts.probe.gradients())))
+    assert norms[0].item() == 0
+    assert (norms[1:] > 0).all()
+
+
 def test_tiny_gradients_are_not_lost_to_float32_squares(configure: Compose) -> None:
     parts = build(configure("device=cpu", "model.depth=3", "model.width=8", "act=identity", "loss=mse"))
     inputs, targets = parts.data.train.inputs[:4] * 1e-20, parts.data.train.targets[:4]

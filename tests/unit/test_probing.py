@@ -13,6 +13,7 @@ import torch
 from gradstab.assembly import build_initialised
 from gradstab.config.probe_options import ProbeKnobs, probe_knobs
 from gradstab.data import load_data
+from gradstab.draws import draw
 from gradstab.errors import ConfigError
 from gradstab.events import read_records
 from gradstab.measure.verdict import Verdict
@@ -63,6 +64,7 @@ def test_seeds_are_averaged_by_their_logarithms_and_shares_as_they_are(configure
     factors = [one.factor for one in alone]
     assert found.factor == pytest.approx(np.mean(factors))
     assert found.spread == pytest.approx(np.std(factors, ddof=1))
+    assert found.r2 == pytest.approx(np.mean([one.r2 for one in alone]))
 
 
 def test_one_dead_draw_does_not_speak_for_the_others(configure: Compose) -> None:
@@ -114,6 +116,29 @@ def test_wide_networks_are_what_theory_predicts(configure: Compose) -> None:
     for name, tolerance in (("signal_grad_norm", 0.05), ("activation_std", 0.02), ("saturated_fraction", 0.06)):
         np.testing.assert_allclose(found.measured[name][:4], found.predicted[name], rtol=tolerance, atol=2e-4)
     assert found.factor == pytest.approx(found.theory["depth_factor"], rel=0.01)
+
+
+def test_few_samples_that_are_normalised_have_no_tails(configure: Compose) -> None:
+    """Of six normalised numbers none is beyond √5, shortly after which tanh has less than 5 % of its slope."""
+    words = ("act=tanh", "init=xavier_normal", "model.norm=batch", "batch_size=6", "model.depth=3", "model.width=700")
+    found = probe(configure(*words, "device=cpu"), ProbeKnobs(seeds=2))
+    for name, tolerance in (("saturated_fraction", 2e-3), ("activation_std", 5e-3)):
+        np.testing.assert_allclose(found.measured[name][:3], found.predicted[name], atol=tolerance)
+
+
+def test_lenets_correlations_are_the_mean_over_draws(configure: Compose) -> None:
+    words, data = ("model=lenet5", "batch_size=16", "device=cpu"), load_data("digits")
+    alone = [draw(configure(*words, f"seed={seed}"), ProbeKnobs(seeds=1), data).correlations for seed in (4, 5, 6)]
+    found = draw(configure(*words, "seed=4"), ProbeKnobs(seeds=3), data).correlations
+    assert found == pytest.approx(np.mean(np.array(alone), axis=0))
+
+
+def test_the_loss_of_guessing_is_that_of_the_training_split(configure: Compose) -> None:
+    config = configure(*TINY, "data=gaussian", "data.n_train=70", "data.n_test=30")
+    data = load_data("gaussian", **config.data.knobs)
+    shares = np.bincount(data.train.targets.numpy()) / 70
+    expected = -(shares[shares > 0] * np.log(shares[shares > 0])).sum()
+    assert draw(config, ProbeKnobs(seeds=1), data).chance_loss == pytest.approx(expected, rel=1e-6)
 
 
 def test_fixed_points_and_scales_of_plain_networks(configure: Compose) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -64,9 +65,16 @@ def test_activation_moments_run_over_batch_and_units() -> None:
     assert q.activation_std(a).item() == pytest.approx(math.sqrt(3.5), rel=1e-6)
 
 
-def test_activation_moments_of_bfloat16_are_taken_in_float32() -> None:
-    a = torch.ones(100_000, 1, dtype=torch.bfloat16)
-    assert q.activation_mean(a).item() == 1.0
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "quantity",
+    [q.activation_mean, q.activation_std, q.signal_grad_norm, q.correlation, lambda x: q.update_ratio(x, x.flip(0))],
+)
+def test_half_precisions_are_summed_in_float32(half: torch.dtype, quantity: Callable[[Tensor], Tensor]) -> None:
+    a = (torch.randn(64, 50, generator=torch.Generator().manual_seed(0)) + 0.5).to(half)
+    found = quantity(a)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(quantity(a.double()).item(), rel=1e-5)
 
 
 def test_saturated_fraction_counts_slopes_below_five_percent() -> None:
