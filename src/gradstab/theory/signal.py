@@ -11,7 +11,7 @@ import numpy as np
 from gradstab.theory.activations import Activation, Array, activation
 from gradstab.theory.maps import second_moment
 from gradstab.theory.quadrature import gaussian_expectation
-from gradstab.theory.variances import Fan, layer_variances
+from gradstab.theory.variances import Fan, Variances, layer_variances
 
 _ORDER = 64
 
@@ -53,20 +53,27 @@ def signal_shares(
     blocks = depth - 1 if residual != "none" else 0
     scale2 = {"scaled": 1 / max(blocks, 1), "rezero": 0.0}.get(residual, 1.0)
     covariances = _Covariances(phi)
-    unit: _Moments = (q0, c0 * q0, q0)
-    stream: _Moments = (0.0, 0.0, 0.0)
-    shares = []
-    for layer, variances in enumerate(drawn):
-        if layer:
-            unit = _unit(stream, covariances, norm, norm_position, dropout)
-        sigma_w2 = variances.output / unit[0] if variances.sigma_w2 is None else variances.sigma_w2
-        affine = [sigma_w2 * moment + variances.sigma_b2 for moment in unit]
-        if 1 <= layer <= blocks:
-            affine = [before + scale2 * moment for before, moment in zip(stream, affine, strict=True)]
-        stream = (affine[0], affine[1], affine[2])
-        between = stream[0] - stream[1]
-        shares.append((stream[2] - stream[1]) / between if between > 1e-12 * stream[0] else math.nan)
-    return np.array(shares)
+
+    def walk(drawn: Sequence[Variances], rate: float) -> tuple[list[Variances], list[float]]:
+        unit: _Moments = (q0, c0 * q0, q0)
+        stream: _Moments = (0.0, 0.0, 0.0)
+        known, shares = [], []
+        for layer, v in enumerate(drawn):
+            if layer:
+                unit = _unit(stream, covariances, norm, norm_position, rate)
+            sigma_w2 = v.output / unit[0] if v.sigma_w2 is None else v.sigma_w2
+            known.append(Variances(sigma_w2, v.sigma_b2))
+            affine = [sigma_w2 * moment + v.sigma_b2 for moment in unit]
+            if 1 <= layer <= blocks:
+                affine = [before + scale2 * moment for before, moment in zip(stream, affine, strict=True)]
+            stream = (affine[0], affine[1], affine[2])
+            between = stream[0] - stream[1]
+            shares.append((stream[2] - stream[1]) / between if between > 1e-12 * stream[0] else math.nan)
+        return known, shares
+
+    if init == "lsuv":
+        drawn, _ = walk(drawn, 0.0)  # It measures what it scales by without dropout.
+    return np.array(walk(drawn, dropout)[1])
 
 
 def _unit(h: _Moments, covariances: _Covariances, norm: str, position: str | None, dropout: float) -> _Moments:

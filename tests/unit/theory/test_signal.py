@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,25 @@ def test_one_mask_alone_has_a_closed_form(knobs: dict[str, Any], depth: int, q: 
     own, common = (np.arcsin(2 * q * at / (1 + 2 * q)) for at in (1, c))
     expected = (own - common) / (own / (1 - rate) - common)
     np.testing.assert_allclose(shares, [*[1] * depth, expected], rtol=1e-3)
+
+
+def test_lsuv_scales_by_what_it_measures_without_masks() -> None:
+    """All layers have the variance 4 as they are drawn; with masks, moments by Williams 1997 (erf), by hand."""
+    rate, c, target = 0.3, 0.3, 4.0
+
+    def moment(covariance: float, q: float) -> float:
+        return 2 / math.pi * math.asin(2 * covariance / (1 + 2 * q))
+
+    sigma_w2 = target / moment(target, target)
+    q, same, other = target, target, c * target
+    expected = [1.0]
+    for _ in range(4):
+        unit = moment(q, q) / (1 - rate), moment(same, q), moment(other, q)
+        q, same, other = (sigma_w2 * one for one in unit)
+        expected.append((same - other) / (q - other))
+    knobs: dict[str, Any] = {"init": "lsuv", "init_knobs": {"gain": 2.0}}
+    shares = signal_shares(act="erf", widths=[10, *[50] * 4, 3], q0=1.5, c0=c, dropout=rate, **knobs)
+    np.testing.assert_allclose(shares, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["relu", "hardtanh", "sigmoid", "selu", "softplus"])
