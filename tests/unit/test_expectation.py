@@ -128,13 +128,6 @@ def test_samples_of_few_numbers_may_still_span_a_small_batchs_directions(configu
         expect(configure(*words, "batch_size=6"), inputs_of(dataset(x)))
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_what_a_squared_error_takes_for_granted(configure: Compose, inputs: Inputs, norm: str) -> None:
-    notes = expect(configure("loss=mse", f"model.norm={norm}", "model.depth=4"), inputs).notes
-    assert any("gradients at the outputs are taken as of one size" in note for note in notes)
-    assert any("takes away what they have in common" in note for note in notes) == (norm == "batch")
-
-
 def test_a_few_lengths_stand_for_all_of_them(configure: Compose, inputs: Inputs) -> None:
     config = configure("act=tanh", "init=xavier_normal", "model.depth=500")
     every = predict(act="tanh", init="xavier_normal", widths=[64] + [128] * 500 + [10], q0=inputs.q0[::4])
