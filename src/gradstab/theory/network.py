@@ -73,23 +73,27 @@ def predict(
             _, q = trajectory(known, [unit.forward] * depth, lengths, blocks, scale)
         argument = q
         if isinstance(unit, BatchNormBefore):
-            # Biases shift a whole batch, and so do not add to its variance.
-            weights = [Variances(v.sigma_w2, 0.0) for v in known]
-            _, argument = trajectory(weights, [unit.forward_variance] * depth, lengths * (1 - c0), blocks, scale)
+            argument = _batch_variances(unit, known, lengths * (1 - c0), blocks, scale)
         notes = tuple(_notes(norm, init, scale, float(argument.min()), batch_size))
-        slope = _once(unit.forward_slope, q)
+        backward = _once(unit.backward, argument)
         if isinstance(unit, BatchNormBefore):
             backward = _through_batches(unit, argument, known, blocks, scale)
-        else:
-            backward = _once(unit.backward, argument)
-        variance = unit.phi_variance(q)
-        return assemble(known, q, slope, backward, blocks, scale, phi_variance=variance, notes=notes)
+        slope, seen = _once(unit.forward_slope, q), unit.phi_variance(q)
+        return assemble(known, q, slope, backward, blocks, scale, phi_variance=seen, notes=notes)
 
 
 def _once(f: Forward, q: Array) -> Array:
     """f(q), each value taken once: a deep network at rest has the same length in most of its layers."""
     values, where = np.unique(q, return_inverse=True)
     return f(values)[where].reshape(q.shape)
+
+
+def _batch_variances(
+    unit: BatchNormBefore, known: Sequence[Variances], inputs: Array, blocks: int, scale: float
+) -> Array:
+    """The variance over the batch of each hidden layer's pre-activation; biases shift a whole batch and add nothing."""
+    weights = [Variances(v.sigma_w2, 0.0) for v in known]
+    return trajectory(weights, [unit.forward_variance] * (len(known) - 1), inputs, blocks, scale)[1]
 
 
 def _through_batches(
