@@ -83,14 +83,46 @@ def noisy() -> nn.Module:
     return model
 
 
+class Observed(nn.Module):
+    """A parametrization that remembers the smallest weight it has met, and trains with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("smallest", torch.zeros(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.smallest = 0.9 * self.smallest + 0.1 * weight.detach().min()
+        return weight * (1 + self.smallest)
+
+
+class Clipped(nn.Module):
+    """An activation whose bound follows what goes in, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bound", torch.ones(()))
+
+    def forward(self, h: Tensor) -> Tensor:
+        self.bound.mul_(0.9).add_(0.1 * h.detach().abs().max())  # type: ignore[operator]
+        return torch.minimum(h, self.bound.clone())  # type: ignore[arg-type]
+
+
+def remembering() -> nn.Module:
+    model = mlp(8, 6, 3)
+    model[1] = Clipped()
+    parametrize.register_parametrization(model[0], "weight", Observed())
+    return model
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-@pytest.mark.parametrize("make", [Mixture, Extractor, noisy])
+@pytest.mark.parametrize("make", [Mixture, Extractor, noisy, remembering])
 def test_networks_train_as_if_nobody_watched(tmp_path: Path, make: Any) -> None:
     ends = []
     for watched in (False, True):
         model = make()
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
-        monitor = watch(model, tmp_path / "run", optimizer=optimizer, every=1) if watched else None
+        given = {"optimizer": optimizer, "activations": [Clipped]}
+        monitor = watch(model, tmp_path / "run", **given, every=1) if watched else None  # type: ignore[arg-type]
         torch.manual_seed(1)
         for step in range(4):
             x, y = batch(step, 4, 8)
@@ -102,8 +134,8 @@ def test_networks_train_as_if_nobody_watched(tmp_path: Path, make: Any) -> None:
             optimizer.step()
         if monitor is not None:
             monitor.close()
-        ends.append([p.detach().clone() for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+        ends.append(model.state_dict())
+    assert all(torch.equal(bare, ends[1][name]) for name, bare in ends[0].items())
     records = read_records(tmp_path / "run")
     top = next(i for i, name in enumerate(records.layers) if name.partition("_")[2] in ("out", "head", "2"))
     assert np.isfinite(records.vectors["signal_grad_norm"].values[:, top]).all()

@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from gradstab import watch
 from gradstab.errors import ConfigError, GradstabError
@@ -112,52 +111,6 @@ def test_a_layer_that_gives_out_its_parameter_keeps_no_hook(tmp_path: Path) -> N
             monitor.step(loss)
             model.zero_grad()
     assert not model.prompt.weight._backward_hooks
-
-
-class Observed(nn.Module):
-    """A parametrization that remembers the smallest weight it has met, and trains with it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("smallest", torch.zeros(()))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        self.smallest = 0.9 * self.smallest + 0.1 * weight.detach().min()
-        return weight * (1 + self.smallest)
-
-
-class Clipped(nn.Module):
-    """An activation whose bound follows what goes in, in place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("bound", torch.ones(()))
-
-    def forward(self, h: Tensor) -> Tensor:
-        self.bound.mul_(0.9).add_(0.1 * h.detach().abs().max())  # type: ignore[operator]
-        return torch.minimum(h, self.bound.clone())  # type: ignore[arg-type]
-
-
-def test_what_layers_remember_is_what_it_would_be_unwatched(tmp_path: Path) -> None:
-    states = []
-    for watched in (False, True):
-        model = mlp(4, 6, 3)
-        model[1] = Clipped()
-        parametrize.register_parametrization(model[0], "weight", Observed())
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        monitor = watch(model, tmp_path / "run", every=1, activations=[Clipped]) if watched else None
-        for step in range(5):
-            x, y = batch(step)
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            if monitor is not None:
-                monitor.step(loss)
-            optimizer.step()
-        if monitor is not None:
-            monitor.close()
-        states.append(model.state_dict())
-    assert all(torch.equal(bare, states[1][name]) for name, bare in states[0].items())
 
 
 class Swish(nn.Module):
