@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gradstab.config import Config
 from gradstab.config.training_options import PROJECTING
-from gradstab.step_scale import step_scale
+from gradstab.step_scale import coupled_decay, step_scale
 from gradstab.theory import (
     NoTheory,
     Prediction,
@@ -35,9 +35,6 @@ Array = NDArray[np.float64]
 MAX_SAMPLES = 256
 # Batch norm's theory is 7 % off for samples of 10 normal numbers, 12 % for 6, and many times for one.
 _FEW = 8
-# Layers × lengths followed through them. Beyond some twenty lengths the prediction no longer changes, and those of a
-# thousand layers are to cost less than a tenth of a second.
-_MOST_LENGTHS, _BUDGET = 32, 1600
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +53,6 @@ class Inputs:
     n_out: int
     in_shape: tuple[int, ...]
     lenet_q0: float | None = None
-
-    def lengths(self, count: int) -> Array:
-        """At most ``count`` values in place of ``q0``: the means of equal parts of the sorted samples."""
-        if count >= self.q0.size:
-            return self.q0
-        parts: Array = np.sort(self.q0).repeat(count).reshape(count, -1)
-        return np.asarray(parts.mean(axis=1))
 
 
 def inputs_of(dataset: Dataset) -> Inputs:
@@ -142,9 +132,8 @@ def expect(config: Config, inputs: Inputs, correlations: tuple[float, float] | N
                 "all pairs of samples as equally correlated"
             )
         shared = {key: knobs[key] for key in ("norm", "norm_position", "dropout", "residual", "bias")}
-        q0 = inputs.lengths(max(1, min(_MOST_LENGTHS, _BUDGET // max(knobs["depth"], 1))))
         found = predict(
-            **common, **shared, widths=_widths(config, inputs), q0=q0, c0=inputs.c0, batch_size=config.batch
+            **common, **shared, widths=_widths(config, inputs), q0=inputs.q0, c0=inputs.c0, batch_size=config.batch
         )
         return replace(found, notes=(*found.notes, *_notes_on_loss(config)))
     if config.model.name != "lenet5":
@@ -177,12 +166,12 @@ def _notes_on_loss(config: Config) -> Iterator[str]:
 def theory_record(config: Config, inputs: Inputs, correlations: tuple[float, float] | None = None) -> dict[str, Any]:
     """The prediction as run.json holds it, or the reason why there is none; entries are for the hidden layers.
 
-    ``signal_share``, of a deep_mlp with dropout, is what masks leave of the output's signal (1: all of it);
-    ``step_scale`` is that of :func:`step_scale`, and ``projected`` is there where a constraint makes the first step
-    another than the optimizer's.
+    ``signal_share``, of a deep_mlp with dropout, is what masks leave of the output's signal (1: all of it), ``decay``
+    and ``step_scale`` are those of :mod:`gradstab.step_scale`, ``projected`` says that a constraint changes steps.
     """
-    known = {"signal_share": signal_share(config, inputs), "step_scale": step_scale(config)}
-    known["projected"] = True if config.constraint.name in PROJECTING else None
+    projected = True if config.constraint.name in PROJECTING else None
+    known = {"step_scale": step_scale(config), "decay": coupled_decay(config), "projected": projected}
+    known["signal_share"] = signal_share(config, inputs)
     shared = {name: value for name, value in known.items() if value is not None}
     try:
         prediction = expect(config, inputs, correlations)

@@ -53,15 +53,11 @@ def test_inputs_of_a_data_set_by_hand() -> None:
     assert (found.n_in, found.n_out, found.in_shape, found.lenet_q0) == (2, 10, (2,), None)
 
 
-def test_many_samples_are_thinned_out_and_lengths_grouped() -> None:
+def test_many_samples_are_thinned_out() -> None:
     x = torch.arange(1.0, 1001).sqrt().unsqueeze(1)
     found = inputs_of(dataset(x))
     assert found.q0.shape == (256,)
     assert (found.q0[0], found.q0[-1]) == pytest.approx((1, 1000))
-    for count in (1, 2, 7, 32, 256, 1000):
-        lengths = found.lengths(count)
-        assert lengths.size == min(count, 256)
-        assert lengths.mean() == pytest.approx(found.q0.mean())
     assert inputs_of(dataset(torch.ones(1, 3))).c0 == 0
 
 
@@ -323,3 +319,22 @@ def test_an_edge_of_chaos_that_is_not_stable_is_named(configure: Compose, overri
 )
 def test_without_cause_there_is_no_caveat(configure: Compose, overrides: str) -> None:
     assert caveats(configure(*overrides.split())) == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "decay"),
+    [
+        (("optimizer=adam", "optimizer.weight_decay=0.1"), 0.1),
+        (("optimizer=sgd", "optimizer.weight_decay=0.1", "constraint=max_norm"), 0.1),
+        (("optimizer=adam",), None),
+        (("optimizer=adamw", "optimizer.weight_decay=0.1"), None),
+        (("optimizer=muon", "optimizer.weight_decay=0.1"), None),
+        (("optimizer=coordinate_descent",), None),
+        (("optimizer=sgd", "optimizer.weight_decay=0.1", "constraint=weight_norm"), None),
+        (("optimizer=sgd", "optimizer.weight_decay=0.1", "constraint=spectral_norm"), None),
+    ],
+)
+def test_weight_decay_counts_where_it_is_part_of_the_weights_gradient(
+    configure: Compose, inputs: Inputs, overrides: tuple[str, ...], decay: float | None
+) -> None:
+    assert theory_record(configure("model.depth=2", *overrides), inputs).get("decay") == decay

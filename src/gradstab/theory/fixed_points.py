@@ -173,7 +173,7 @@ def depth_scales(
     if start is None:
         point = next((p for p in points if p.stability != "unstable"), None)
     else:
-        point = _reached(points, _first_sign(_excess(act, scaled, sigma_b2, np.array([start]))), start)
+        point = _reached(points, partial(_excess, act, scaled, sigma_b2), start)
     if point is None:
         beyond = _grid(act, scaled, sigma_b2)[-1]
         end = "without bound" if act.scale_free is not None else f"beyond {beyond:g}"
@@ -190,15 +190,28 @@ def depth_scales(
     )
 
 
-def _reached(points: Sequence[FixedPoint], direction: float, start: float) -> FixedPoint | None:
-    """The fixed point that a length tends to, if V moves it in this direction; the one at which it is, if in none."""
+def _reached(points: Sequence[FixedPoint], excess: Callable[[Array], Array], start: float) -> FixedPoint | None:
+    """The fixed point that a length tends to, be it the one at which it is; None where it grows without bound."""
+    direction = _first_sign(excess(np.array([start])))
     if not direction:
         nearest = min(points, key=lambda p: abs(p.q - start), default=None)
-        there = nearest is not None and abs(nearest.q - start) <= _NEAR * max(start, _NEAR)
-        return nearest if there else next((p for p in points if p.stability == "neutral"), None)
+        if nearest is not None and abs(nearest.q - start) <= _NEAR * max(start, _NEAR):
+            return nearest
+        if neutral := next((p for p in points if p.stability == "neutral"), None):
+            return neutral
+        direction = _drift(excess, start)
     if direction > 0:
         return next((p for p in points if p.q > start), None)
     return next((p for p in reversed(points) if p.q < start), None)
+
+
+def _drift(excess: Callable[[Array], Array], start: float) -> float:
+    """Which way V moves the nearest length that it moves, where rounding hides what it does to ``start``.
+
+    A hardtanh with σ_w² = 1, σ_b² = 0 takes from small q no more than the tails beyond ±1, and yet they all shrink.
+    """
+    factors = np.geomspace(1, 1e9, 361)
+    return _first_sign(np.stack([excess(start * factors), excess(start / factors)], axis=1).ravel())
 
 
 def _depth(chi: float) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array, Function, activation
+from gradstab.theory.arguments import check_network, lengths_of
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble
 from gradstab.theory.quadrature import gaussian_expectation, largest_of_four, pair_expectation
@@ -117,6 +118,7 @@ def predict_lenet5(
             f"model=lenet5: pooling={pooling} depends on how correlated pre-activations are within a window, "
             "which the images decide; measure it with window_correlation"
         )
+    check_network((out_features,), dropout)
     act_knobs, init_knobs = act_knobs or {}, init_knobs or {}
     phi = activation(act, **act_knobs)
     units: list[Unit] = [Dropped(unit, dropout) for unit in _units(phi, pooling, correlations)]
@@ -130,7 +132,7 @@ def predict_lenet5(
         Fan(84, out_features),
     ]
     drawn = layer_variances(init, init_knobs, fans, act=act, act_knobs=act_knobs, dropout=dropout, bias=True)
-    start = np.array([q0])
+    start = lengths_of(q0, len(drawn))
     known, _ = trajectory(drawn, [unit.forward for unit in drawing], start)
     _, q = trajectory(known, [unit.forward for unit in units], start)
     forward_slope = np.stack([unit.forward_slope(v) for unit, v in zip(units, q, strict=True)])

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gradstab.theory.activations import Array, activation
+from gradstab.theory.arguments import check_network, lengths_of
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble
 from gradstab.theory.trajectory import Forward, trajectory
@@ -40,8 +41,8 @@ def predict(
 
     The names are those of gradstab's config; ``widths`` lists all of them, inputs and outputs included. ``q0`` is
     the inputs' mean square ‖x‖²/N_0, or an array of one for each sample: then the squared gradient norms are
-    averaged over samples (work grows with samples × layers; a few hundred are plenty). ``batch_size`` (None: infinite)
-    and ``c0``, two inputs' mean ⟨x, x'⟩/N_0 over q0, matter to BatchNorm alone.
+    averaged over samples, of which the means over equal parts stand for many (32 up to 50 layers, fewer in deeper
+    ones). ``batch_size`` (None: infinite) and ``c0``, two inputs' mean ⟨x, x'⟩/N_0 over q0, matter to BatchNorm alone.
 
     q^1 = σ_w² q0 + σ_b²; q^{l+1} = [q^l] + s² (σ_w² forward(q^l) + σ_b²);
     E‖δ^l‖² = ([1] + s² σ_w² backward(q^l)) E‖δ^{l+1}‖². What is in brackets is a residual block's stream, on which δ
@@ -49,8 +50,9 @@ def predict(
     (Schoenholz et al. 2017, arXiv:1611.01232; Yang & Schoenholz 2017, arXiv:1712.08969; Yang et al. 2019,
     arXiv:1902.08129)
 
-    Raises :class:`NoTheory` where there is none.
+    Raises :class:`NoTheory` where there is none, ValueError for what cannot be.
     """
+    check_network(widths, dropout)
     act_knobs, init_knobs = act_knobs or {}, init_knobs or {}
     fans = [Fan(fan_in, fan_out) for fan_in, fan_out in pairwise(widths)]
     depth = len(fans) - 1
@@ -58,19 +60,18 @@ def predict(
         raise NoTheory("depth=0: there is no hidden layer to predict anything about")
     phi = activation(act, **act_knobs)
     unit = build_unit(phi, norm, norm_position, batch_size, dropout)
-    # lsuv measures what it scales by without dropout.
-    drawing = build_unit(phi, norm, norm_position, batch_size, 0.0) if init == "lsuv" and dropout else unit
     drawn = layer_variances(init, init_knobs, fans, act=act, act_knobs=act_knobs, dropout=dropout, bias=bias)
-    lengths = np.atleast_1d(np.asarray(q0, dtype=np.float64))
+    lengths = lengths_of(q0, depth)
     if norm == "batch":
         lengths = lengths.mean(keepdims=True)
-
     blocks = depth - 1 if residual != "none" else 0
     scale = _branch_scale(residual, blocks)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        known, q = trajectory(drawn, [drawing.forward] * depth, lengths, blocks, scale)
-        if drawing is not unit:
-            _, q = trajectory(known, [unit.forward] * depth, lengths, blocks, scale)
+        if init == "lsuv" and dropout:
+            plain = build_unit(phi, norm, norm_position, batch_size, 0.0)
+            known, q = _measured_without_dropout(drawn, plain.forward, dropout, lengths, blocks, scale)
+        else:
+            known, q = trajectory(drawn, [unit.forward] * depth, lengths, blocks, scale)
         argument = q
         if isinstance(unit, BatchNormBefore):
             argument = _batch_variances(unit, known, lengths * (1 - c0), blocks, scale)
@@ -80,6 +81,20 @@ def predict(
             backward = _through_batches(unit, argument, known, blocks, scale)
         slope, seen = _once(unit.forward_slope, q), unit.phi_variance(q)
         return assemble(known, q, slope, backward, blocks, scale, phi_variance=seen, notes=notes)
+
+
+def _measured_without_dropout(
+    drawn: Sequence[Variances], forward: Forward, rate: float, lengths: Array, blocks: int, scale: float
+) -> tuple[list[Variances], Array]:
+    """The trajectory under dropout of what lsuv scales by lengths without: both are followed at once."""
+    squares = np.repeat([1.0, 1 / (1 - rate)], lengths.size)
+
+    def both(q: Array) -> Array:
+        found: Array = forward(q) * squares
+        return found
+
+    known, q = trajectory(drawn, [both] * (len(drawn) - 1), np.tile(lengths, 2), blocks, scale, lengths.size)
+    return known, q[:, lengths.size :]
 
 
 def _once(f: Forward, q: Array) -> Array:

@@ -13,17 +13,23 @@ Forward = Callable[[Array], Array]
 
 
 def trajectory(
-    drawn: Sequence[Variances], forwards: Sequence[Forward], q0: Array, blocks: int = 0, scale: float = 1.0
+    drawn: Sequence[Variances],
+    forwards: Sequence[Forward],
+    q0: Array,
+    blocks: int = 0,
+    scale: float = 1.0,
+    measured: int | None = None,
 ) -> tuple[list[Variances], Array]:
     """The variances with lsuv's in place, and mean squares of the hidden layers' pre-activations, [layers, samples].
 
     ``q0`` are the mean squares of the inputs, [samples]. ``forwards`` has each hidden layer's map from the mean square
     of its pre-activation to the one of its unit's output. Hidden layers 1 to ``blocks`` add ``scale`` times their
-    affine map to the stream. lsuv's σ_w² is the output's variance over the mean square of the inputs.
+    affine map to the stream. lsuv's σ_w² is the output's variance over the mean square of the inputs, of the first
+    ``measured`` samples where that is given.
     """
     q, square, known, found = np.zeros_like(q0), q0, [], []
     for layer, v in enumerate(drawn):
-        sigma_w2 = v.output / float(square.mean()) if v.sigma_w2 is None else v.sigma_w2
+        sigma_w2 = v.output / float(square[:measured].mean()) if v.sigma_w2 is None else v.sigma_w2
         known.append(Variances(sigma_w2, v.sigma_b2))
         if layer == len(forwards):
             break

@@ -64,7 +64,7 @@ def layer_variances(
     if init == "lsuv":
         return [Variances(None, 0.0, gain2) for _ in fans]
     if init == "critical":
-        sigma_b2 = knobs["sigma_b2"]
+        sigma_b2 = knobs.get("sigma_b2", 0.0)
         sigma_w2 = critical_sigma_w2(activation(act, **act_knobs), sigma_b2, dropout)
         return [Variances(gain2 * sigma_w2, sigma_b2 if bias else 0.0) for _ in fans]
     act_slope = act_knobs.get("slope", 0.01)
@@ -83,9 +83,9 @@ def _sigma_w2(init: str, knobs: Mapping[str, float], fan: Fan, act: str, act_slo
         case "default":
             return 1 / 3
         case "normal":
-            return knobs["std"] ** 2 * fan.fan_in
+            return _knob(init, knobs, "std") ** 2 * fan.fan_in
         case "uniform":
-            return knobs["bound"] ** 2 / 3 * fan.fan_in
+            return _knob(init, knobs, "bound") ** 2 / 3 * fan.fan_in
         case "xavier_uniform" | "xavier_normal":
             return 2 * fan.fan_in / (fan.fan_in + fan.fan_out)
         case "kaiming_uniform" | "kaiming_normal":
@@ -99,7 +99,7 @@ def _sigma_w2(init: str, knobs: Mapping[str, float], fan: Fan, act: str, act_slo
         case "delta_orthogonal":
             return min(1.0, fan.fan_in / fan.fan_out)
         case "variance":
-            return knobs["sigma_w2"]
+            return _knob(init, knobs, "sigma_w2")
     raise ValueError(f"init={init}: not known to the theory")
 
 
@@ -108,5 +108,11 @@ def _sigma_b2(init: str, knobs: Mapping[str, float], fan: Fan) -> float:
         case "default":
             return 1 / (3 * fan.fan_in)
         case "variance":
-            return knobs["sigma_b2"]
+            return knobs.get("sigma_b2", 0.0)
     return 0.0
+
+
+def _knob(init: str, knobs: Mapping[str, float], name: str) -> float:
+    if name not in knobs:
+        raise ValueError(f"init_knobs: init={init} needs {name}")
+    return knobs[name]

@@ -173,3 +173,15 @@ def test_depth_scales_are_those_of_the_length_that_a_network_tends_to() -> None:
     assert depth_scales(activation("tanh"), 0.5, 1e-10, start=0.5).q == pytest.approx(2e-10)
     # Where tanh is x to the last digit, V(q) = q, and still it shrinks.
     assert depth_scales(activation("tanh"), 1.0, start=1e-13).q == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma_w2", "start"), [("hardtanh", 1.0, 0.02), ("hardtanh", 1.0, 1e-5), ("gelu", 2.0, 1e8)]
+)
+def test_lengths_shrink_that_rounding_leaves_as_they_are(name: str, sigma_w2: float, start: float) -> None:
+    """E φ² is below q/σ_w² by what hardtanh cuts off, and GELU bends under the ReLU's line: mpmath sees both."""
+    act = activation(name)
+    assert step(act, start, sigma_w2, 0.0) == pytest.approx(start, rel=1e-11)
+    scales = depth_scales(act, sigma_w2, start=start)
+    assert scales.q == 0
+    assert scales.chi_parallel == scales.chi_1 == pytest.approx(sigma_w2 * float(act.slope(np.zeros(1))[0]) ** 2)

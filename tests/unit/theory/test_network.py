@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from gradstab.theory import NoTheory, activation, batch_norm_rate, length_map, predict
+from gradstab.theory.arguments import lengths_of
 from gradstab.theory.unit import build_unit
 from tests.unit.theory.nets import batch_norm, depth_factor, gaussian_inputs, layer_norm, mean_log_profile, profile
 
@@ -306,3 +307,58 @@ def test_a_thousand_exploding_layers_neither_warn_nor_lose_the_rate() -> None:
     assert gelu.depth_factor == pytest.approx(math.sqrt(10), rel=1e-4)
     gone = predict(act="tanh", widths=widths, q0=1.0, **plane(0.1))
     assert gone.depth_factor == pytest.approx(math.sqrt(0.1), rel=1e-4)
+
+
+def test_means_over_equal_parts_stand_for_many_lengths() -> None:
+    q0 = np.random.default_rng(0).permutation(np.arange(1.0, 257))
+    for depth, count in ((1, 32), (50, 32), (100, 16), (1000, 1), (5000, 1)):
+        lengths = lengths_of(q0, depth)
+        assert lengths.size == count
+        assert lengths == pytest.approx(np.arange(1.0, 257).reshape(count, -1).mean(axis=1))
+    assert lengths_of(q0[:5], 50).tolist() == q0[:5].tolist()
+    assert lengths_of(2.5, 1000).tolist() == [2.5]
+    # 257 do not come out even: each counts by its share.
+    assert lengths_of(np.arange(1.0, 258), 100).mean() == pytest.approx(129)
+
+
+@pytest.mark.parametrize(("depth", "near"), [(20, 2e-3), (100, 5e-3)])
+def test_few_lengths_predict_what_many_do(monkeypatch: pytest.MonkeyPatch, depth: int, near: float) -> None:
+    network: dict[str, Any] = {"act": "tanh", "init": "critical", "widths": [784, *[100] * depth, 10]}
+    network["q0"] = np.random.default_rng(0).lognormal(0, 0.5, 256)
+    few = predict(**network)
+    monkeypatch.setattr("gradstab.theory.arguments._MOST_LENGTHS", 1000)
+    monkeypatch.setattr("gradstab.theory.arguments._BUDGET", 10**6)
+    many = predict(**network)
+    assert few.q != pytest.approx(many.q, rel=1e-9)
+    assert few.q == pytest.approx(many.q, rel=near)
+    assert few.signal_grad_norm == pytest.approx(many.signal_grad_norm, rel=near)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"q0": -1.0}, ValueError, "q0: has to be a mean square of at least 0"),
+        ({"q0": []}, ValueError, "q0: has to be a mean square of at least 0, or an array of them"),
+        ({"q0": [1.0, math.nan]}, NoTheory, "q0: the inputs' mean squares are not all finite"),
+        ({"q0": math.inf}, NoTheory, "not all finite"),
+        ({"widths": [3, 0, 2]}, ValueError, r"widths=\[3, 0, 2\]: have to be whole numbers of at least 1"),
+        ({"widths": [3, 2.5, 2]}, ValueError, "whole numbers"),
+        ({"dropout": 1.0}, ValueError, "dropout=1: has to be at least 0 and below 1"),
+        ({"dropout": -0.1}, ValueError, "dropout=-0.1"),
+        ({"init": "normal"}, ValueError, "init_knobs: init=normal needs std"),
+        ({"init": "uniform"}, ValueError, "init_knobs: init=uniform needs bound"),
+        ({"init": "variance"}, ValueError, "init_knobs: init=variance needs sigma_w2"),
+    ],
+)
+def test_what_cannot_be_predicted_is_told_in_one_line(
+    changed: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        predict(**({"act": "tanh", "widths": [64, 100, 10], "q0": 1.0} | changed))
+
+
+def test_biases_are_zero_unless_told_otherwise() -> None:
+    network = {"act": "tanh", "widths": [64, *[100] * 5, 10], "q0": 1.0}
+    for init, knobs in (("critical", {}), ("variance", {"sigma_w2": 1.5})):
+        told = predict(**network, init=init, init_knobs=knobs | {"sigma_b2": 0.0})
+        assert predict(**network, init=init, init_knobs=knobs).q.tolist() == told.q.tolist()
