@@ -1,9 +1,9 @@
 """How often the verdict is right: random networks, the verdict at initialisation and after 20 steps, then the truth.
 
-    python scripts/verdict_accuracy.py --configs 300 --jobs 2 [--drawing flat]
+    python scripts/verdict_accuracy.py --configs 300 --jobs 2 [--drawing flat|decaying]
 
 Each configuration is drawn at random (activation, init, gain, depth 2 to 100, width, norm, residual, dropout,
-optimizer, rate, clipping, loss, batch), in one of two ways, trained on the digits for a fixed budget, and then counts
+optimizer, rate, clipping, loss, batch), in one of three ways, trained on the digits for a fixed budget, and then counts
 as *failed* where it diverged or its test accuracy is below 0.5, and as *trained* from 0.8 on; what lies between is left
 out and counted. A verdict is right where it is healthy for the trained and anything else for the failed.
 
@@ -41,7 +41,7 @@ from gradstab.losses import chance_loss
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.recorder import Recorder
 from gradstab.measure.verdict import HEALTHY
-from gradstab.step_scale import step_scale
+from gradstab.step_scale import coupled_decay, step_scale
 from gradstab.training import Parts, evaluate, train_step
 
 LOOKS = {0: "init", 19: "20 steps"}
@@ -96,7 +96,7 @@ def judged(result: dict[str, Any]) -> dict[str, list[str]]:
         layers,
         len(layers) - 1,
         config.verdict,
-        theory=result["theory"] | {"step_scale": step_scale(config) or 0.0},
+        theory=result["theory"] | {"step_scale": step_scale(config) or 0.0, "decay": coupled_decay(config) or 0.0},
         chance_loss=result["chance_loss"],
         adaptive=config.optimizer.name in ADAPTIVE,
     )
@@ -190,7 +190,15 @@ def drawn_flat(rng: random.Random, steps: int) -> dict[str, Any]:
     }
 
 
-DRAWINGS = {"usual": drawn, "flat": drawn_flat}
+def drawn_decaying(rng: random.Random, steps: int) -> dict[str, Any]:
+    """A usual one with weight decay that is part of the gradient, from what people use to far too much."""
+    settings = drawn(rng, steps)
+    optimizer = settings["optimizer"]
+    optimizer |= {"name": optimizer["name"].replace("adamw", "adam"), "weight_decay": log_uniform(rng, 1e-4, 0.5)}
+    return settings
+
+
+DRAWINGS = {"usual": drawn, "flat": drawn_flat, "decaying": drawn_decaying}
 
 
 def shallow(settings: dict[str, Any]) -> dict[str, Any]:

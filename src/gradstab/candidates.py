@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradstab.config import Config
-from gradstab.config.optimizer_options import ADAPTIVE
+from gradstab.config.optimizer_options import ADAPTIVE, DECOUPLED
 from gradstab.measure.rules import WHOLE_RANGE
 from gradstab.measure.verdict import Verdict
 from gradstab.theory import NoTheory, activation, critical_point, half_stable_point
@@ -67,9 +67,9 @@ def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: flo
             reason = "bounds every step, whatever the gradient (Pascanu et al. 2013)"
             yield Candidate(("clip=norm", f"clip.max_norm={limit:.2g}"), reason, about_depth=False)
     yield from _rate_candidates(config, verdict, steady, updated, without_gradient)
-    if kinds & {"vanishing", "not_learning"} and _decays(config):
+    if "decay" in rules or (kinds & {"vanishing", "not_learning"} and _decays(config)):
         reason = "no pull on the weights besides the gradient's"
-        yield Candidate(("optimizer.weight_decay=0",), reason, about_depth=False)
+        yield Candidate(("optimizer.weight_decay=0",), reason, about_depth=False, first="decay" in rules)
     slow = kinds & {"vanishing", "not_learning"} and not too_large and not without_gradient
     if slow and config.optimizer.name in ("sgd", "momentum", "nesterov"):
         own_rate = config.optimizer.knobs["lr"] != _usual_rate(config) or "optimizer.lr" in config.written
@@ -123,8 +123,7 @@ def _rate_candidates(
 
 def _decays(config: Config) -> bool:
     """Whether weights are pulled towards 0 through the gradient, by enough to stand in the place of a small one."""
-    decoupled = config.optimizer.name in ("adamw", "muon")
-    return not decoupled and config.optimizer.knobs.get("weight_decay", 0.0) >= LARGE_DECAY
+    return config.optimizer.name not in DECOUPLED and config.optimizer.knobs.get("weight_decay", 0.0) >= LARGE_DECAY
 
 
 def _usual_rate(config: Config) -> float:

@@ -7,6 +7,7 @@ beside it go scalars that a person looks at.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -36,16 +37,13 @@ MAX_SHOWN = 64
 
 Vector = NDArray[np.float64]
 
-_SINGLE = struct.Struct("<f")
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def as_written(value: float) -> float:
     """A scalar as the event file holds it: in single precision, and finite still where it was."""
-    if math.isfinite(value):
-        value = min(max(value, -_LARGEST), _LARGEST)
-    rounded: float = _SINGLE.unpack(_SINGLE.pack(value))[0]
-    return rounded
+    rounded = ctypes.c_float(value).value
+    return math.copysign(_LARGEST, value) if math.isinf(rounded) and math.isfinite(value) else rounded
 
 
 def shown_layers(count: int, at_most: int = MAX_SHOWN) -> list[int]:
@@ -78,7 +76,8 @@ class EventWriter:
     def __init__(self, directory: Path, layers: Sequence[str], state: Mapping[str, Any] | None = None) -> None:
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         self.path = directory / (name if state is None else state["name"])
-        self._file = self.path.open("xb" if state is None else "r+b")
+        # So much that the steps between two flushes go to the file in one write.
+        self._file = self.path.open("xb" if state is None else "r+b", buffering=2**18)
         self._layers = list(layers)
         self._described: set[str] = set()
         self._templates: dict[Any, _Template] = {}
@@ -195,8 +194,9 @@ def read_events(path: Path) -> Iterator[Event]:
     return map(Event.FromString, _frames(path))
 
 
-def read_records(directory: Path) -> Records:
+def read_records(directory: str | Path) -> Records:
     """Everything the event files in a run's directory recorded, each file up to where it is whole."""
+    directory = Path(directory)
     decoder = Decoder()
     damaged: list[str] = []
     for path in sorted(directory.glob("events.out.tfevents.*")):

@@ -1,4 +1,4 @@
-"""What a first step means for the steps after it, and for a deep network."""
+"""What steps are made of: what the first one means for those after it, in a deep network, and weight decay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from gradstab.config import Config
+from gradstab.config.optimizer_options import DECOUPLED
 from gradstab.config.registry import Option
+from gradstab.config.training_options import REPARAMETRIZING
 
 
 def step_scale(config: Config) -> float | None:
@@ -24,6 +26,13 @@ def step_scale(config: Config) -> float | None:
         return None
     scale: float = knobs["depth"] ** 1.5 * step_growth(config.optimizer)
     return scale
+
+
+def coupled_decay(config: Config) -> float | None:
+    """The weight decay that is part of the gradient; None without, or where it pulls at other than the weights."""
+    if config.optimizer.name in DECOUPLED or config.constraint.name in REPARAMETRIZING:
+        return None
+    return config.optimizer.knobs.get("weight_decay") or None
 
 
 def step_growth(optimizer: Option) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from gradstab.config.verdict_options import KINDS, Thresholds
+from gradstab.console.verdict import verdict_text
 from gradstab.events import EventWriter, read_records
 from gradstab.measure.diagnosis import Judge, judge_records
 from gradstab.measure.verdict import Finding, Remedy, Verdict
@@ -53,6 +56,41 @@ def test_steps_of_one_size_forgive_more_downwards_alone(factor: float, labels: t
     one = judge(adaptive=True)
     looked(one, 0, CHANCE, signal_grad_norm=profile(factor))
     assert one.verdict().labels == labels
+    for finding in one.verdict().findings:
+        knobs = finding.key.replace("verdict.", "").split(" × ")
+        assert finding.threshold == pytest.approx(math.prod(getattr(T, knob) for knob in knobs))
+
+
+@pytest.mark.parametrize(("chance", "base"), [(CHANCE, "guessing"), (None, "the first step")])
+def test_evidence_says_what_its_numbers_count(chance: float | None, base: str) -> None:
+    one = Judge(TAGS, 10, T, chance_loss=chance, adaptive=True)
+    for step in range(T.patience + 2):
+        looked(one, step, CHANCE * (1.5 if step else 1.0), signal_grad_norm=profile(0.2))
+    console = Console(width=1000, record=True, file=io.StringIO())
+    console.print(verdict_text(one.verdict()))
+    said = console.export_text()
+    assert "(signal_grad_norm: 6.29 decades against verdict.stalled_depth_decades × verdict.adaptive_slack=" in said
+    assert f"the loss is at 1.5 times that of {base}, without progress" in said
+    assert f"(train/loss: 1.5 × {base}'s against verdict.plateau=0.95)" in said
+
+
+@pytest.mark.parametrize(
+    ("losses", "when"),
+    [
+        ((CHANCE,), "before the first update"),
+        ((math.nan,), "before the first update"),
+        ((CHANCE, CHANCE), "after 2 steps"),
+        ((CHANCE, CHANCE, math.inf), "at step 2"),
+        ((CHANCE, math.inf, CHANCE), "after 3 steps"),
+    ],
+)
+def test_a_step_that_broke_counts_as_looked_at_and_not_as_made(losses: Sequence[float], when: str) -> None:
+    one = judge()
+    for step, loss in enumerate(losses):
+        looked(one, step, loss)
+    console = Console(record=True, file=io.StringIO())
+    console.print(verdict_text(one.verdict()))
+    assert console.export_text().splitlines()[0].endswith(f"  {when}")
 
 
 def test_evidence_of_an_explosion_names_the_layers_near_the_input() -> None:
@@ -574,6 +612,39 @@ def test_live_and_afterwards_the_verdict_is_the_same(tmp_path: Path, unit: float
     assert "non_finite" not in live.verdict().labels
 
 
+@pytest.mark.parametrize(
+    ("changed", "times"),
+    [
+        ({}, 2.5),
+        ({"weight_norm": [8.0] * 10 + [20.0]}, 2.0),  # The layer where it weighs least.
+        ({"grad_norm": [0.4] * 11}, 6.25),
+        ({"grad_norm": [0.0] + [1.0] * 10}, 2.5),  # A frozen layer is not decayed.
+        ({"weight_norm": [0.0] + [10.0] * 10}, 2.5),
+        ({"grad_norm_post_clip": [0.5] * 11}, 5.0),
+        ({"update_ratio": [4.9e-4] * 6 + [1e-2] * 5}, None),  # It would take too long to matter.
+        ({"update_ratio": [5.1e-4] * 11}, 2.5),
+        ({"update_ratio": [4.9e-4] * 5 + [1e-2] * 6}, 2.5),
+        ({"update_ratio": [0.0] * 6 + [1e-2] * 5, "grad_norm": [0.0] * 6 + [1.0] * 5}, 2.5),
+        ({"grad_norm": [0.0] * 11}, None),
+        ({"grad_norm": [1e-320] * 11}, None),
+    ],
+)
+def test_weight_decay_that_outweighs_the_gradient_in_every_layer(
+    changed: dict[str, list[float]], times: float | None
+) -> None:
+    one = Judge(TAGS, 10, Thresholds(), theory={"decay": 0.25}, chance_loss=CHANCE)
+    usual = {"grad_norm": [1.0] * 11, "weight_norm": [10.0] * 11, "update_ratio": [1e-2] * 11}
+    vectors = {name: np.array(values) for name, values in (usual | changed).items()}
+    vectors["signal_grad_norm"] = profile(1.0)
+    for step in range(2):
+        one.observe(step, {"train/loss": CHANCE, "global_grad_norm/pre_clip": 1.0}, vectors)
+        values = {f.rule: f.value for f in one.verdict().findings}
+        # Before the first update nothing says that steps follow it. At the threshold is not beyond.
+        assert values.get("decay") == (pytest.approx(times) if step and times and times > 2 else None)
+    one.forget("decay")
+    assert one.verdict().labels == ("healthy",)
+
+
 @pytest.mark.parametrize(("since", "labels"), [(6, ("healthy",)), (7, ("vanishing",))])
 def test_steps_are_of_one_size_from_the_step_on_that_the_record_names(
     tmp_path: Path, since: int, labels: tuple[str, ...]
@@ -650,3 +721,15 @@ def test_a_directory_is_judged_by_its_own_thresholds(tmp_path: Path) -> None:
     assert judge_records(read_records(tmp_path), run).labels == ("healthy",)
     run["thresholds"] = {"init_vanishing_decades": 0.1}
     assert judge_records(read_records(tmp_path), run).labels == ("vanishing",)
+
+
+@pytest.mark.parametrize(("chance", "base"), [(CHANCE, "guessing"), (None, "the first step")])
+def test_what_losses_are_held_against_has_its_name(chance: float | None, base: str) -> None:
+    far, still = (Judge(TAGS, 10, T, chance_loss=chance) for _ in range(2))
+    for step in range(3):
+        looked(far, step, CHANCE * (1000.0 if step else 1.0))
+        looked(still, step, CHANCE, signal_grad_norm=profile(1.0), update_ratio=np.full(11, 1e-9))
+    (exploded,), (tiny,) = far.verdict().findings, still.verdict().findings
+    assert exploded.explanation.startswith(f"the loss is 1e+03 times that of {base}: ")
+    assert (exploded.rule, exploded.unit) == ("forward_explosion", f"× {base}'s")
+    assert tiny.explanation.endswith(f"and the loss is no better than {base}'s")

@@ -102,6 +102,15 @@ def test_a_decay_that_outweighs_the_gradient_is_offered_to_go(
     assert (("optimizer.weight_decay=0",) in remedies) == offered
 
 
+def test_a_decay_that_was_seen_to_outweigh_the_gradient_is_the_first_thing_to_go(
+    configure: Compose, inputs: Inputs
+) -> None:
+    config = configure("act=tanh", "init=xavier_normal", "init.gain=0.5", "optimizer.weight_decay=0.001")
+    seen = Finding("not_learning", "decay", "weight_norm", (), 10, 30, 3, 5.0, 2.0, "", "")
+    remedies = remedies_for(config, inputs, Verdict(30, (*found("vanishing").findings, seen)))
+    assert remedies[0].overrides == ("optimizer.weight_decay=0",)
+
+
 def test_a_steady_network_that_does_not_learn_is_offered_skip_paths(configure: Compose, inputs: Inputs) -> None:
     config = configure("model.depth=25", "model.norm=layer", "optimizer=adamw", "optimizer.lr=0.03")
     remedies = [remedy.overrides for remedy in remedies_for(config, inputs, found("not_learning"))]

@@ -183,6 +183,7 @@ def _judged_live(folder: Path, record: dict[str, Any], *, skipped: bool = False)
     for step in range(30):
         scalars = {"train/loss": 2.25, "train/learning_rate": 0.5, "global_grad_norm/pre_clip": 1.0}
         vectors = {"grad_norm": np.ones(4), "signal_grad_norm": np.array([1e-2, 1e-1, 1.0, 1e4])}
+        vectors |= {"weight_norm": np.full(4, 10.0), "update_ratio": np.full(4, 0.01)}
         if skipped and step == 20:
             scalars |= {"amp/skipped": 1.0, "global_grad_norm/pre_clip": math.inf}
             vectors = {"grad_norm": np.full(4, math.inf)}
@@ -213,6 +214,8 @@ OPENING: dict[str, Any] = {
         ({}, {"depth_span"}),
         ({"thresholds": {"stalled_depth_decades": 2.5, "init_vanishing_decades": 2.5}}, set()),
         ({"theory": {"signal_share": 1e-6}}, {"lost_in_dropout", "depth_span"}),
+        ({"theory": {"decay": 0.1}}, {"depth_span"}),
+        ({"theory": {"decay": 0.3}}, {"decay", "depth_span"}),
         ({"adaptive_optimizer": True}, set()),
         ({"adaptive_optimizer": True, "adaptive_since": 30}, {"depth_span"}),
         ({"depth_layers": ["01_hidden", "02_hidden"]}, set()),
@@ -244,6 +247,7 @@ def test_a_killed_run_gets_the_verdict_that_it_would_have_given_itself(
         {"theory": {"signal_share": "x", "depth_factor": 0.5}},
         {"theory": {"signal_share": None, "depth_factor": 0.5}},
         {"theory": {"step_scale": None, "depth_factor": 0.5}},
+        {"theory": {"decay": "x", "depth_factor": 0.5}},
         {"theory": {"step_scale": "inf", "depth_factor": 0.5}},
         {"hidden_layers": 10**12},
         {"hidden_layers": "many"},

@@ -9,7 +9,7 @@ from typing import Any
 from gradstab.cli.composition import HYDRA_FLAGS, compose
 from gradstab.cli.output import OK, complain, say
 from gradstab.config import from_hydra
-from gradstab.config.probe_options import PREFIX, probe_knobs
+from gradstab.config.probe_options import is_probe_knob, probe_knobs
 from gradstab.errors import ConfigError
 
 USAGE = """\
@@ -56,8 +56,9 @@ def probe(args: Sequence[str]) -> int:
         return say(USAGE)
     as_json = "--json" in args
     words = [arg for arg in args if arg != "--json"]
-    knobs = probe_knobs([word for word in words if word.startswith(PREFIX)])
-    words = [word for word in words if not word.startswith(PREFIX)]
+    own = [word for word in words if is_probe_knob(word)]
+    knobs = probe_knobs(own)
+    words = [word for word in words if word not in own]
     for word in words:
         _refuse(word)
     composed: list[tuple[Any, list[str]]] = []

@@ -12,6 +12,8 @@ from gradstab.config.registry import Option, option, plain
 
 # Their steps keep their size however small all gradients are.
 ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "muon")
+# Their weight decay is no part of the gradient.
+DECOUPLED = ("adamw", "muon")
 
 
 def _lr(default: float) -> Any:

@@ -25,6 +25,11 @@ class ProbeKnobs:
 PROBE_KEYS = tuple(f"{PREFIX}{f.name}=" for f in fields(ProbeKnobs))
 
 
+def is_probe_knob(word: str) -> bool:
+    """Whether a word of the command line is about these knobs, be it in a form that they do not have (``+probe.…``)."""
+    return word.lstrip("+~").startswith((PREFIX, PREFIX.replace(".", "=")))
+
+
 def probe_knobs(words: Sequence[str]) -> ProbeKnobs:
     """The knobs that ``words`` set, each ``probe.NAME=VALUE`` in Hydra's grammar.
 
@@ -36,6 +41,8 @@ def probe_knobs(words: Sequence[str]) -> ProbeKnobs:
     parser = OverridesParser.create()
     given: dict[str, Any] = {}
     for word in words:
+        if not word.startswith(PREFIX):
+            raise ConfigError(f"{word}: a probe's knobs are set one by one; allowed: {', '.join(PROBE_KEYS)}")
         try:
             override = parser.parse_override(word)
         except HydraException as error:

@@ -10,7 +10,7 @@ from gradstab.config.network_options import DeepMLP
 from gradstab.config.optimizer_options import WarmupCosine
 from gradstab.config.registry import Option
 from gradstab.config.run import Config, stop_kinds
-from gradstab.config.training_options import N_TRAIN
+from gradstab.config.training_options import N_TRAIN, REPARAMETRIZING
 from gradstab.errors import ConfigError
 
 DEFAULT_STEPS = 1000
@@ -123,7 +123,7 @@ def _init(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
         yield f"init.sigma_b2={knobs['sigma_b2']}: no effect with model.bias=false"
     if name == "fixup" and (model.knobs.get("residual", "none") != "add" or model.knobs.get("norm") != "none"):
         yield "init=fixup: is for residual networks without norm; set model.residual=add model.norm=none"
-    if (zero or name == "fixup") and config.constraint.name in ("weight_norm", "spectral_norm"):
+    if (zero or name == "fixup") and config.constraint.name in REPARAMETRIZING:
         yield f"constraint={config.constraint.name}: divides by the norm of weights that init={name} sets to 0"
 
 

@@ -81,6 +81,8 @@ plain(
 
 # They move weights after a step to where they may be, which need not be where they started.
 PROJECTING = ("weight_clip", "max_norm")
+# Weights are computed from other parameters.
+REPARAMETRIZING = ("weight_norm", "spectral_norm")
 
 
 @option("constraint", "weight_clip")

@@ -93,6 +93,9 @@ class Thresholds(Option):
     update_ratio: float = number(
         1e-4, above=0, reason="where every layer moves by less of its size in a step, thousands of steps do little"
     )
+    decay_ratio: float = number(
+        2.0, above=0, reason="weight decay so many times the gradient in every layer empties them: none learnt"
+    )
     patience: int = number(200, at_least=1, reason="steps on the plateau without progress that count as not learning")
     progress: float = number(
         0.02,

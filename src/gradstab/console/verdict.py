@@ -15,15 +15,22 @@ MOST_LAYERS = 4
 def verdict_text(verdict: Verdict) -> RenderableType:
     """All of a verdict, to be wrapped by the terminal."""
     healthy = verdict.labels == (HEALTHY,)
-    when = "before the first update" if verdict.step == 0 else f"after {counted(verdict.step + 1)}"
     title = Text.assemble("verdict: ", (", ".join(verdict.labels), "bold green" if healthy else "bold red"))
-    parts: list[RenderableType] = [title.append(f"  {when}", style="dim")]
+    parts: list[RenderableType] = [title.append(f"  {_when(verdict)}", style="dim")]
     if verdict.findings:
         parts.append(_indented([(Text(finding.kind, "red"), _evidence(finding)) for finding in verdict.findings]))
     if verdict.remedies:
         parts.append(Text("worth trying, added to the command (factor per layer that theory predicts):"))
         parts.append(_indented([_remedy(remedy) for remedy in verdict.remedies]))
     return Group(*parts)
+
+
+def _when(verdict: Verdict) -> str:
+    if verdict.step == 0:
+        return "before the first update"
+    # A step that breaks is looked at, and not made.
+    broken = any(finding.kind == "non_finite" and finding.last_step == verdict.step for finding in verdict.findings)
+    return f"at step {verdict.step}" if broken else f"after {counted(verdict.step + 1)}"
 
 
 def _indented(rows: list[tuple[Text, Text]]) -> Table:
@@ -39,7 +46,7 @@ def _indented(rows: list[tuple[Text, Text]]) -> Table:
 def _evidence(finding: Finding) -> Text:
     text = Text(finding.explanation)
     if finding.key:
-        value = f"{finding.value:.3g}{finding.unit}"
+        value = f"{finding.value:.3g} {finding.unit}".rstrip()
         text.append(f" ({finding.quantity}: {value} against {finding.key}={finding.threshold:g})", style="dim")
     if finding.layers:
         shown = ", ".join(finding.layers[:MOST_LAYERS])

@@ -72,7 +72,7 @@ class Judge:
         Of an evaluation on the test split only counts whether it is finite. Without a training loss, only what needs
         none is judged.
         """
-        scalars = {tag: as_written(scalars[tag]) for tag in LOOKED_AT & scalars.keys()}
+        scalars = {tag: as_written(value) for tag, value in scalars.items() if tag in LOOKED_AT}
         if (tested := scalars.get("test/loss")) is not None:
             self._take_evaluation(step, tested)
         loss = scalars.get("train/loss")
@@ -112,9 +112,15 @@ class Judge:
                 step_scale=self._theory.get("step_scale", 0.0),
                 batch_norm=self._batch_norm,
                 projected=self._theory.get("projected", False),
+                decay=self._theory.get("decay", 0.0),
+                base=self._losses.base,
             )
             self._keep(step, profile_rules(profile, self._thresholds), "profile")
             self._keep(step, step_rules(profile, loss, self._thresholds), FIRST_STEP if profile.first else "step")
+
+    def forget(self, rule: str) -> None:
+        """What this rule found no longer counts."""
+        self._held = {name: kept for name, kept in self._held.items() if not name.endswith(f"/{rule}")}
 
     @property
     def typical_norm(self) -> float | None:
@@ -169,7 +175,7 @@ class Judge:
         if level > self._thresholds.plateau:
             # What was found at the last measured step no longer counts once the loss is far above its best.
             recovering = self._recovering and level < self._thresholds.loss_ratio * self._losses.best
-            course = Course(level, self._seen == 1, recovering, self._log_norms, self._losses.least)
+            course = Course(level, self._seen == 1, recovering, self._log_norms, self._losses.least, self._losses.base)
             holdings = course_rules(course, self._thresholds)
         self._keep(step, holdings, "loss")
 
@@ -208,6 +214,7 @@ class Judge:
             key=f"verdict.{holding.key}",
             explanation=holding.explanation,
             theory=self._said_of_depth(holding.kind) if holding.about_depth else "",
+            unit=holding.unit,
         )
 
     def _said_of_depth(self, kind: str) -> str:

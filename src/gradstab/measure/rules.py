@@ -23,7 +23,8 @@ SINGLE = 1e38
 class Holding:
     """A rule that holds now, and counts once it has held at ``needs`` looks in a row.
 
-    ``about_depth`` is whether theory's depth factor bears on it.
+    ``about_depth`` is whether theory's depth factor bears on it; ``unit`` is what its value counts, empty where it is
+    the quantity itself.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Holding:
     layers: tuple[str, ...] = ()
     about_depth: bool = False
     needs: int = 1
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Profile:
     with one that was far higher, ``recovering`` with an error that has fallen by itself, ``adaptive`` with steps that
     do not shrink as gradients do, ``signal_share`` what theory leaves of the signal under dropout at initialisation,
     1 without, ``step_scale`` how it weighs relative steps (0 where it has no word on them), ``batch_norm`` whether it
-    had to reckon with batch norm, and ``projected`` whether a constraint moves weights after a step.
+    had to reckon with batch norm, ``projected`` whether a constraint moves weights after a step, ``decay`` the weight
+    decay that is part of the gradient by which they move, and ``base`` what losses are counted in.
     """
 
     layers: Sequence[str]
@@ -62,6 +65,8 @@ class Profile:
     step_scale: float
     batch_norm: bool
     projected: bool
+    decay: float
+    base: str
 
 
 @dataclass(frozen=True)
@@ -168,11 +173,15 @@ def _depth_limit(profile: Profile, t: Thresholds, falls: bool) -> tuple[float, s
     else:
         key = "stalled_depth_decades" if profile.stalled else "depth_decades"
     limit: float = getattr(t, key)
-    return limit * (t.adaptive_slack if falls and profile.adaptive else 1.0), key
+    if falls and profile.adaptive:
+        return limit * t.adaptive_slack, f"{key} × verdict.adaptive_slack"
+    return limit, key
 
 
 def _span(kind: str, decades: float, limit: float, key: str, text: str, layers: tuple[str, ...]) -> Holding:
-    return Holding(kind, "depth_span", "signal_grad_norm", decades, limit, key, text, layers, about_depth=True)
+    return Holding(
+        kind, "depth_span", "signal_grad_norm", decades, limit, key, text, layers, about_depth=True, unit="decades"
+    )
 
 
 def _collapse(profile: Profile, t: Thresholds) -> list[Holding]:

@@ -17,6 +17,8 @@ from gradstab.measure.rules import SINGLE, Holding, Profile
 # A loss this many times that of guessing has not stayed there.
 ERRANT = 1.2
 ROUNDING = 1e-6
+# The share of the weights that steps have to move within `patience` for their direction to matter.
+TAKEN = 0.1
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Course:
 
     ``level`` is the recent mean loss over that of guessing; ``first`` before any update, ``recovering`` where the error
     has fallen since then. ``log_norms`` are the logarithms of the last steps' global gradient norms, and ``least`` is
-    the smallest loss there can be.
+    the smallest loss there can be. ``base`` is what levels are counted in.
     """
 
     level: float
@@ -33,16 +35,21 @@ class Course:
     recovering: bool
     log_norms: Collection[float]
     least: float = 0.0
+    base: str = "guessing"
 
 
 class Losses:
     """The recent losses in units of guessing's, ``chance``; without it, the first one stands in.
 
-    ``best`` is the lowest level so far, up to ``progress``.
+    ``best`` is the lowest level so far, up to ``progress``, and ``base`` says whose loss levels are counted in.
     """
+
+    base = "guessing"
 
     def __init__(self, t: Thresholds, chance: float | None, least: float) -> None:
         self.best, self.least = math.inf, least
+        if chance is None:
+            self.base = "the first step"
         self._recent: deque[float] = deque(maxlen=t.loss_window)
         self._chance, self._mark = chance, math.inf
         self._progress, self._recovery = t.progress, t.recovery
@@ -114,22 +121,21 @@ def course_rules(course: Course, t: Thresholds) -> list[Holding]:
     found = _forward_explosion(course, t)
     where = "has stayed" if course.level < ERRANT else "is"
     counted = f", counting from the least possible, {course.least:.3g}" if course.least and course.level < 1 else ""
-    text = f"the loss {where} at {course.level:.3g} times that of guessing{counted}, without progress"
+    text = f"the loss {where} at {course.level:.3g} times that of {course.base}{counted}, without progress"
+    value, unit = course.level, _times(course)
     found.append(
-        Holding("not_learning", "plateau", "train/loss", course.level, t.plateau, "plateau", text, needs=t.patience)
+        Holding("not_learning", "plateau", "train/loss", value, t.plateau, "plateau", text, needs=t.patience, unit=unit)
     )
     return found + _erratic(course, t)
 
 
 def step_rules(profile: Profile, loss: float | None, t: Thresholds) -> list[Holding]:
     """What the size of one measured step tells."""
-    ratios = profile.vectors.get("update_ratio")
-    # Most looks end here.
-    if ratios is None or not (profile.first or profile.stalled):
+    if "update_ratio" not in profile.vectors:
         return []
-    if not profile.first:
-        return _tiny_updates(profile, t)
-    return [] if profile.projected else _overshoot(profile, loss, t) + _large_steps(profile, t)
+    if profile.first:
+        return [] if profile.projected else _overshoot(profile, loss, t) + _large_steps(profile, t)
+    return (_tiny_updates(profile, t) if profile.stalled else []) + _outweighed(profile, t)
 
 
 def _forward_explosion(course: Course, t: Thresholds) -> list[Holding]:
@@ -137,8 +143,13 @@ def _forward_explosion(course: Course, t: Thresholds) -> list[Holding]:
     limit, key = (t.init_loss_ratio, "init_loss_ratio") if course.first else (t.loss_ratio, "loss_ratio")
     if course.level <= limit or course.recovering:
         return []
-    text = f"the loss is {course.level:.3g} times that of guessing: the signal exploded on its way forward"
-    return [Holding("exploding", "forward_explosion", "train/loss", course.level, limit, key, text, about_depth=True)]
+    text = f"the loss is {course.level:.3g} times that of {course.base}: the signal exploded on its way forward"
+    rule, value, unit = "forward_explosion", course.level, _times(course)
+    return [Holding("exploding", rule, "train/loss", value, limit, key, text, about_depth=True, unit=unit)]
+
+
+def _times(course: Course) -> str:
+    return f"× {course.base}'s"
 
 
 def _erratic(course: Course, t: Thresholds) -> list[Holding]:
@@ -149,12 +160,13 @@ def _erratic(course: Course, t: Thresholds) -> list[Holding]:
     if jump <= math.log(t.jump):
         return []
     factor = math.exp(min(jump, 700.0))
-    loss = "stays where it was" if course.level < ERRANT else f"is {course.level:.3g} times that of guessing"
+    loss = "stays where it was" if course.level < ERRANT else f"is {course.level:.3g} times that of {course.base}"
     text = (
         f"the gradient's norm changes by a factor of {factor:.2g} from step to step, and the loss {loss}: steps lead "
         "out of the region where their gradient holds"
     )
-    return [Holding("not_learning", "erratic", "grad_norm", factor, t.jump, "jump", text, needs=t.jump_persistence)]
+    needs, unit = t.jump_persistence, "× per step"
+    return [Holding("not_learning", "erratic", "grad_norm", factor, t.jump, "jump", text, needs=needs, unit=unit)]
 
 
 def _overshoot(profile: Profile, loss: float | None, t: Thresholds) -> list[Holding]:
@@ -169,7 +181,8 @@ def _overshoot(profile: Profile, loss: float | None, t: Thresholds) -> list[Hold
     if not t.overshoot < value < math.inf:
         return []
     text = f"by its own gradient the first step lowers the loss by {value:.3g} times its size: far beyond its reach"
-    return [Holding("exploding", "overshoot", "update_ratio", value, t.overshoot, "overshoot", text)]
+    name, unit = "overshoot", "× the loss"
+    return [Holding("exploding", name, "update_ratio", value, t.overshoot, name, text, unit=unit)]
 
 
 def _large_steps(profile: Profile, t: Thresholds) -> list[Holding]:
@@ -188,7 +201,29 @@ def _large_steps(profile: Profile, t: Thresholds) -> list[Holding]:
         f"the first step changes a layer by {mean:.2g} of its size, {value:.3g} when weighed by depth^1.5 and by how "
         f"steps grow: more than a chain of {profile.hidden} layers stands without skip paths"
     )
-    return [Holding("not_learning", "large_steps", "update_ratio", value, t.scaled_step, "scaled_step", text)]
+    rule, unit = "large_steps", "weighed"
+    return [Holding("not_learning", rule, "update_ratio", value, t.scaled_step, "scaled_step", text, unit=unit)]
+
+
+def _outweighed(profile: Profile, t: Thresholds) -> list[Holding]:
+    """Weight decay, and not the loss, decides where weights go, and steps are large enough to take them there."""
+    weights = profile.vectors.get("weight_norm")
+    gradients = profile.vectors.get("grad_norm_post_clip", profile.vectors.get("grad_norm"))
+    if not profile.decay or weights is None or gradients is None:
+        return []
+    moved = (weights > 0) & (gradients > 0)
+    if not moved.any() or not np.median(profile.vectors["update_ratio"][moved]) * t.patience >= TAKEN:
+        return []
+    with np.errstate(all="ignore"):
+        value = float((profile.decay * weights[moved] / gradients[moved]).min())
+    if not t.decay_ratio < value < math.inf:
+        return []
+    text = (
+        f"in every layer, weight decay pulls at least {value:.3g} times as hard as the loss's gradient: steps take the "
+        "weights away"
+    )
+    rule, unit = "decay", "× the gradient's"
+    return [Holding("not_learning", rule, "weight_norm", value, t.decay_ratio, "decay_ratio", text, unit=unit)]
 
 
 def _tiny_updates(profile: Profile, t: Thresholds) -> list[Holding]:
@@ -198,7 +233,8 @@ def _tiny_updates(profile: Profile, t: Thresholds) -> list[Holding]:
     value = float(profile.vectors["update_ratio"].max())
     if not value < t.update_ratio:
         return []
-    text = f"no layer changes by more than {value:.2g} of its size in a step, and the loss is no better than guessing's"
+    loss = f"the loss is no better than {profile.base}'s"
+    text = f"no layer changes by more than {value:.2g} of its size in a step, and {loss}"
     # The last step of a schedule that ends at 0 tells nothing; several in a row do.
     needs = 2 if profile.fallen else 1
     return [

@@ -20,7 +20,8 @@ class Finding:
     tags of the layers where it held, nearest the input first (empty where it is about the whole network). It held at
     ``persistence`` measured steps in a row, from ``first_step`` to ``last_step``; ``value`` is the last one's, to be
     held against ``threshold``, which stands in the configuration under ``key``. ``explanation`` is one sentence;
-    ``theory`` is what mean-field theory says, empty where it has no word.
+    ``theory`` is what mean-field theory says, empty where it has no word; ``unit`` is what ``value`` and ``threshold``
+    count, empty where it is the quantity itself.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Finding:
     key: str
     explanation: str
     theory: str = ""
+    unit: str = ""
 
     @classmethod
     def non_finite(
@@ -45,11 +47,6 @@ class Finding:
         text = f"{quantity} was inf or NaN at step {step}{where}"
         kind = "non_finite"
         return cls(kind, kind, quantity, layers, step, step, 1, value, math.inf, "", text, theory)
-
-    @property
-    def unit(self) -> str:
-        """What ``value`` and ``threshold`` count where it is not the quantity itself: powers of ten, or nothing."""
-        return " decades" if self.key.endswith("_decades") else ""
 
 
 @dataclass(frozen=True)

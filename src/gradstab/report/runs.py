@@ -224,9 +224,9 @@ def _mended(run: Run, layers: Sequence[str]) -> dict[str, Any]:
 
     theory = run.record.get("theory")
     theory = dict(theory) if isinstance(theory, Mapping) else {}
-    for key in ("depth_factor", "signal_share", "step_scale"):
+    for key in ("depth_factor", "signal_share", "step_scale", "decay"):
         value = as_number(theory.pop(key, None))
-        if value is not None:
+        if value is not None and (key == "depth_factor" or math.isfinite(value)):
             theory[key] = value
     hidden, depth = run.record.get("hidden_layers"), run.record.get("depth_layers")
     whole = isinstance(hidden, int) and 0 <= hidden <= len(layers)
