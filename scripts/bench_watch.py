@@ -110,7 +110,7 @@ def keep_the_heap() -> None:
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(M_TRIM_THRESHOLD, 2**30)
-    mallopt(M_MMAP_THRESHOLD, 2**25)
+        mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
 def compare(network: str, rounds: int, steps: int, every: int | None, device: str) -> None:

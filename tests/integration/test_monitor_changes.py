@@ -321,6 +321,39 @@ def test_clipping_that_leaves_no_trace_is_seen_all_the_same(tmp_path: Path) -> N
     assert read_run(tmp_path / "run")["clipped_steps"] == 3
 
 
+@pytest.mark.parametrize("told", ["by look", "at once", "of one", "in turns"])
+def test_biases_clipped_by_one_of_two_optimizers_count_as_its_own(tmp_path: Path, told: str) -> None:
+    model = mlp(4, 8, 8, 3)
+    parameters = list(model.parameters())
+    low, high = (torch.optim.SGD(part, 0.1) for part in (parameters[:3], parameters[3:]))
+    biases = [p for p in parameters[3:] if p.ndim == 1]
+    before, after = [], []
+    with watch(model, tmp_path / "run", optimizer={"at once": [low, high], "of one": high}.get(told)) as monitor:
+        for step in range(3):
+            x, y = batch(step, 5, 4)
+            model.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            before.append(whole_norm(model))
+            if told in ("by look", "in turns"):
+                if told == "by look":
+                    monitor.look()
+                    nn.utils.clip_grad_norm_(biases, 0.01)
+                monitor.step(loss, optimizer=low)
+                monitor.step(loss, optimizer=high)
+            else:
+                monitor.step(loss)
+            if told != "by look":
+                nn.utils.clip_grad_norm_(biases, 0.01)
+            after.append(whole_norm(model))
+            low.step()
+            high.step()
+    scalars = read_records(tmp_path / "run").scalars
+    assert scalars["global_grad_norm/pre_clip"].values.tolist() == pytest.approx(before, rel=1e-6)
+    assert scalars["global_grad_norm/post_clip"].values.tolist() == pytest.approx(after, rel=1e-6)
+    assert all(later < 0.999 * earlier for earlier, later in zip(before, after, strict=True))
+
+
 @pytest.mark.parametrize("how", ["step", "follow", "neither"])
 def test_another_optimizer_takes_over(tmp_path: Path, how: str) -> None:
     model = mlp(6, 8, 3)

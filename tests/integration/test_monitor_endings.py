@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from gradstab.run_directory import read_run
 def mlp(depth: int = 2) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(*(part for _ in range(depth) for part in (nn.Linear(4, 4), nn.Sigmoid())), nn.Linear(4, 3))
+
+
+class OwnDecay(torch.optim.SGD):
+    """What somebody's own optimizer makes of its weight decay, nobody knows."""
 
 
 def advance(monitor: Monitor, model: nn.Module, optimizer: Any, *, known: bool = True, scale: float = 1.0) -> None:
@@ -155,10 +160,113 @@ def test_from_the_step_on_that_another_optimizer_takes_over_its_limits_hold(tmp_
             advance(monitor, model, first if step < 4 else second)
             live = monitor.verdict()
             limits.append(next(f.threshold for f in live.findings if f.rule == "depth_span"))
+        # What is on disk if the process is killed now.
+        assert judge_records(read_records(tmp_path / "run"), read_run(tmp_path / "run")) == live
     record = read_run(tmp_path / "run")
     assert record["adaptive_since"] == 4
     assert limits[-1] == pytest.approx(limits[2] * Thresholds().adaptive_slack)
     assert judge_records(read_records(tmp_path / "run"), record) == live
+
+
+@pytest.mark.parametrize(
+    ("make", "decays"),
+    [
+        (lambda p: torch.optim.Adam(p, 1e-3, weight_decay=3.0), 3.0),
+        (lambda p: torch.optim.SGD([{"params": p[:4]}, {"params": p[4:], "weight_decay": 4.0}], 1e-3), 0.0),
+        (lambda p: torch.optim.SGD([{"params": p[:4]}, {"params": p[4:], "weight_decay": 2}], weight_decay=3), 2.0),
+        # Biases are hardly ever decayed.
+        (lambda p: torch.optim.SGD([{"params": p[::2], "weight_decay": 3.0}, {"params": p[1::2]}], 1e-3), 3.0),
+        (lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=3.0), 0.0),
+        (lambda p: OwnDecay(p, 1e-3, weight_decay=3.0), 0.0),
+        (lambda p: torch.optim.NAdam(p, 1e-3, weight_decay=3.0, decoupled_weight_decay=True), 0.0),
+        (lambda p: torch.optim.NAdam(p, 1e-3, weight_decay=3.0), 3.0),
+        (lambda p: (torch.optim.Adam(p[:4], 1e-3, weight_decay=3.0), torch.optim.SGD(p[4:], weight_decay=2.0)), 2.0),
+        (lambda p: (torch.optim.SGD(p[4:], weight_decay=2.0), torch.optim.Adam(p[:4], 1e-3, weight_decay=3.0)), 2.0),
+        (lambda p: (torch.optim.Adam(p[:4], 1e-3, weight_decay=3.0), torch.optim.SGD(p[4:])), 0.0),
+    ],
+)
+def test_weight_decay_that_every_optimizer_adds_to_the_gradient_is_judged(
+    tmp_path: Path, make: Callable[[list[nn.Parameter]], Any], decays: float
+) -> None:
+    model = mlp(depth=5)
+    found = make(list(model.parameters()))
+    optimizers = found if isinstance(found, tuple) else (found,)
+    with watch(model, tmp_path / "run", optimizer=optimizers, every=1) as monitor:
+        for _ in range(3):
+            advance(monitor, model, optimizers[0])
+            for other in optimizers[1:]:
+                other.step()
+        live = monitor.verdict()
+    record = read_run(tmp_path / "run")
+    assert record["theory"].get("decay") == decays
+    assert [f.rule for f in live.findings if f.rule == "decay"] == (["decay"] if decays else [])
+    assert judge_records(read_records(tmp_path / "run"), record) == live
+
+
+@pytest.mark.parametrize("how", ["set to 0", "a group without", "a group with the same"])
+def test_weight_decay_that_changes_on_the_way_no_longer_counts(tmp_path: Path, how: str) -> None:
+    model = mlp(depth=5)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.Adam(parameters[-4:], lr=1e-2, weight_decay=3.0)
+    if how == "set to 0":
+        optimizer.add_param_group({"params": parameters[:-4]})
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=2) as monitor:
+        for step in range(6):
+            if step == 3 and how == "set to 0":
+                for group in optimizer.param_groups:
+                    group["weight_decay"] = 0.0
+            elif step == 3:
+                more = {} if how == "a group with the same" else {"weight_decay": 0.0}
+                optimizer.add_param_group({"params": parameters[:-4], **more})
+            for parameter in parameters:
+                parameter.grad = None
+            advance(monitor, model, optimizer)
+        live = monitor.verdict()
+        assert judge_records(read_records(tmp_path / "run"), read_run(tmp_path / "run")) == live
+    assert ("decay" in [f.rule for f in live.findings]) == (how == "a group with the same")
+    assert judge_records(read_records(tmp_path / "run"), read_run(tmp_path / "run")) == live
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated in favor of:FutureWarning")
+@pytest.mark.parametrize(
+    "reparametrize",
+    [
+        *(nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm),
+        *(nn.utils.weight_norm, nn.utils.spectral_norm),
+    ],
+)
+def test_weight_decay_of_what_weights_are_computed_from_is_not_judged(
+    tmp_path: Path, reparametrize: Callable[[nn.Module], nn.Module]
+) -> None:
+    """As in a run of gradstab's own."""
+    model = mlp(depth=5)
+    reparametrize(model[2])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=9.0)
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=1) as monitor:
+        for _ in range(3):
+            advance(monitor, model, optimizer)
+    record = read_run(tmp_path / "run")
+    assert record["theory"]["decay"] == 0.0
+    assert "decay" not in [finding["rule"] for finding in record["verdict"]["findings"]]
+
+
+@pytest.mark.parametrize("decay", [3.0, 2.0, 0.0])
+def test_a_later_optimizers_weight_decay_counts_only_if_it_is_the_same(tmp_path: Path, decay: float) -> None:
+    model = mlp(depth=5)
+    first = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=3.0)
+    second = torch.optim.SGD(model.parameters(), lr=1e-3, weight_decay=decay)
+    with watch(model, tmp_path / "run", optimizer=first, every=3) as monitor:
+        rules = []
+        for step in range(6):
+            if step == 4:
+                monitor.follow(second)
+            advance(monitor, model, first if step < 4 else second)
+            rules.append("decay" in [f.rule for f in monitor.verdict().findings])
+        live = monitor.verdict()
+        # What is on disk if the process is killed now.
+        assert judge_records(read_records(tmp_path / "run"), read_run(tmp_path / "run")) == live
+    assert rules == [False] * 3 + [True] + [decay == 3.0] * 2
+    assert judge_records(read_records(tmp_path / "run"), read_run(tmp_path / "run")) == live
 
 
 @pytest.mark.parametrize(

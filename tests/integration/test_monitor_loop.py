@@ -195,14 +195,18 @@ class Recurrent(nn.Module):
         return y
 
 
-def test_gradients_are_freed_when_the_loop_frees_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("looks", [False, True])
+def test_gradients_are_freed_when_the_loop_frees_them(tmp_path: Path, known: bool, looks: bool) -> None:
     """Held until the next step, they would take as much memory again as the weights."""
     model = mlp(8, 6, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with watch(model, tmp_path / "run", optimizer=optimizer) as monitor:
+    with watch(model, tmp_path / "run", optimizer=optimizer if known else None) as monitor:
         for x, y in data(3, 16, 8):
             loss = F.cross_entropy(model(x), y)
             loss.backward()  # type: ignore[no-untyped-call]
+            if looks:
+                monitor.look()
             monitor.step(loss)
             seen = [weakref.ref(p.grad) for p in model.parameters()]
             optimizer.step()

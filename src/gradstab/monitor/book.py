@@ -77,11 +77,26 @@ class Book:
                 recorder.flush()
             self._record["adaptive_since"] = recorder.recorded_steps
             judge.adaptive = True
+            self._rewrite()
+
+    def decays(self, decay: float) -> None:
+        """Note the weight decay that is part of the gradient; another than before leaves none that all steps had."""
+        theory = self._record["theory"]
+        if self._opened is None:
+            theory["decay"] = decay
+        elif theory.get("decay") not in (decay, 0.0):
+            theory["decay"] = 0.0
+            self._opened[2].forget("decay")
+            self._rewrite()
 
     def write_opening(self, norms: WatchedNorms) -> None:
         """Write run.json as far as it is known, with the layers in their present order."""
         self._record |= {"layers": norms.tags, "hidden_layers": len(norms.hidden)}
         self._record["depth_layers"] = [norms.tags[i] for i in norms.depth]
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        """A run that is killed is judged by what run.json says of it."""
         with self._writing():
             run_directory.write_run(self.directory, self._record | {"notes": self.notes})
 

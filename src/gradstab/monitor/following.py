@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
+from gradstab.monitor.layers import WatchedLayer
 from gradstab.monitor.looking import Looker
 from gradstab.monitor.rows import holds
 
 # So many steps without an update by any of them, and another optimizer is likely to be at work.
 IDLE_STEPS = 3
+# Those of torch whose weight decay is part of the gradient, unless a group says otherwise.
+COUPLED = (
+    *(optim.SGD, optim.ASGD, optim.Adam, optim.Adamax, optim.NAdam, optim.RAdam),
+    *(optim.RMSprop, optim.Adagrad, optim.Adadelta),
+)
 
 
 class Followed:
@@ -90,6 +96,23 @@ class Followed:
     def _after(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         self._inside = False
         self._on_step(optimizer, True)
+
+
+def coupled_decay(optimizers: Sequence[Optimizer], layers: Sequence[WatchedLayer]) -> float:
+    """The weight decay that these add by now to the gradient of every matrix.
+
+    0 where they are not known to add any, and where it pulls at other than the weights.
+    """
+    if any(layer.reparametrized for layer in layers):
+        return 0.0
+    return min(map(_added, optimizers), default=0.0)
+
+
+def _added(optimizer: Optimizer) -> float:
+    groups = [g for g in optimizer.param_groups if any(p.ndim > 1 for p in g["params"])]
+    if type(optimizer) not in COUPLED or any(g.get("decoupled_weight_decay") for g in groups):
+        return 0.0
+    return min((float(g.get("weight_decay") or 0.0) for g in groups), default=0.0)
 
 
 def inside(optimizer: Any) -> Any:

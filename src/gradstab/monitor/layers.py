@@ -54,6 +54,15 @@ class WatchedLayer:
         """What the gradient norm of the layer is taken of."""
         return self.parameters
 
+    @property
+    def reparametrized(self) -> bool:
+        """Whether weight norm, spectral norm or the like computes the weights from other parameters."""
+        return any(
+            parametrize.is_parametrized(owner, name)
+            or any(type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in owner._forward_pre_hooks.values())
+            for owner, name in self.weights
+        )
+
     def effective_weights(self) -> list[Tensor]:
         """The weights as the forward pass uses them."""
         return [

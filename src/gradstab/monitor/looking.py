@@ -22,11 +22,15 @@ _GRAD, _VERSION = operator.attrgetter("grad"), operator.attrgetter("_version")
 
 @dataclass
 class Look:
-    """Gradients as they were when they were looked at: norms [P], and what tells whether they changed since."""
+    """Gradients as they were when they were looked at: norms [P], and what tells whether they changed since.
+
+    ``together`` is whether vectors that are no layer's weight count as one.
+    """
 
     norms: Norms
     grads: list[Tensor | None]
     versions: list[int]
+    together: bool = False
 
     def reordered(self, places: Sequence[int]) -> Look:
         """The same look with the parameters in another order: for each, where it stands here."""
@@ -70,16 +74,18 @@ class Looker:
 
     def keep(self, backwards: int) -> None:
         """Look now, after so many backward passes, for :meth:`take`."""
-        self._kept = self.look(), backwards
+        self._kept = self.look(apart=True), backwards
 
     def take(self, optimizer: Optimizer | None, backwards: int) -> Look:
         """What was looked at after this very backward pass, if anything was, and else what there is now."""
         kept, self._kept = self._kept, None
         if kept is None or kept[1] != backwards:
             return self.look(optimizer)
-        if optimizer is None or len(places := self.positions(optimizer)) == len(self.norms.parameters):
+        if optimizer is None or self._covers(optimizer):
+            if not self._optimizers:
+                kept[0].release()  # Nobody will look again.
             return kept[0]
-        part = kept[0].split(places)
+        part = kept[0].split(self.positions(optimizer))
         self._kept = kept if any(grad is not None for grad in kept[0].grads) else None
         return part
 
@@ -92,23 +98,31 @@ class Looker:
             known = self._positions[id(optimizer)] = (count, self.norms.positions(parameters))
         return known[1]
 
+    def _covers(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer moves all of the watched network."""
+        return len(self.positions(optimizer)) == len(self.norms.parameters)
+
     def forget(self, optimizer: Optimizer) -> None:
         """Another optimizer may come to have this one's identity."""
         self._positions.pop(id(optimizer), None)
 
-    def look(self, optimizer: Optimizer | None = None) -> Look:
-        """Look at the gradients of one optimizer's parameters, or of all; norms of all others are 0."""
-        places = None if optimizer is None else self.positions(optimizer)
+    def look(self, optimizer: Optimizer | None = None, *, apart: bool = False) -> Look:
+        """Look at the gradients of one optimizer's parameters, or of all; norms of all others are 0.
+
+        Unless they are wanted ``apart``, or parts of them may be asked for, some may count together.
+        """
+        places = None if optimizer is None or self._covers(optimizer) else self.positions(optimizer)
+        together = not apart and places is None and self._scaler is None and all(map(self._covers, self._optimizers))
         grads = list(map(_GRAD, self.norms.parameters))
-        norms = self.norms.take(None if places is None or len(places) == len(self.norms.parameters) else places, grads)
+        norms = self.norms.take(places, grads, together=together)
         optimizers = self._optimizers if optimizer is None else [optimizer]
         if self._scaler is not None:
             unscaled = [id(o) for o in optimizers if gradients.is_unscaled(self._scaler, o)]
             divisor = self._divisor(optimizers, unscaled)
             norms = norms if divisor is None else as_tensor(norms) / divisor
-        if not self._optimizers:
-            return Look(norms, [], [])
-        return Look(norms, grads, _versions(grads))
+        if not (self._optimizers or apart):
+            return Look(norms, [], [], together)
+        return Look(norms, grads, _versions(grads), together)
 
     def look_again(self, look: Look, optimizer: Optimizer, *, closely: bool) -> Norms | None:
         """The norms of an optimizer's gradients by now, [P]; None where they are as they were at that look.
@@ -119,7 +133,7 @@ class Looker:
         changed = self._changed(look, optimizer)
         if not (changed or closely or self._traceless):
             return None
-        norms, places = self.look(optimizer).norms, self.positions(optimizer)
+        norms, places = self.look(optimizer, apart=not look.together).norms, self.positions(optimizer)
         before, now = as_tensor(look.norms)[places], as_tensor(norms)[places]
         if not changed and torch.allclose(before, now, rtol=1e-5, atol=0.0, equal_nan=True):
             return None

@@ -14,7 +14,7 @@ from gradstab.measure.verdict import Verdict
 from gradstab.monitor import gradients, looking
 from gradstab.monitor.book import Book
 from gradstab.monitor.closing import Closing, check_ending
-from gradstab.monitor.following import Followed, checked
+from gradstab.monitor.following import Followed, checked, coupled_decay
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import WatchedLayer
 from gradstab.monitor.looking import Looker
@@ -46,8 +46,7 @@ class Monitor(Closing):
         self._row: Row | None = None
         self._step = 0
         self.signals = Signals(model, self._layers, settings.conventions)
-        scaled = settings.scaler is not None
-        self._book = Book(directory, model, settings.thresholds, settings.chance_loss, scaled=scaled)
+        self._book = Book(directory, model, settings.thresholds, settings.chance_loss, scaled=bool(settings.scaler))
         if compiled:
             self._book.complain(COMPILED, stacklevel=4)
         self._book.write_opening(self._norms)
@@ -82,6 +81,7 @@ class Monitor(Closing):
         self._book.check_open()
         for optimizer in self._followed.follow(optimizers, self._looker):
             self._book.uses(optimizer)
+        self._book.decays(coupled_decay(self._optimizers, self._layers))
 
     def step(
         self, loss: Tensor | float | None = None, *, optimizer: Optimizer | None = None, lr: float | None = None
@@ -97,8 +97,7 @@ class Monitor(Closing):
         value = as_scalar(loss, self._norms.device)
         lr = None if lr is None else as_rate(lr)
         if optimizer is not None:
-            optimizer = checked(optimizer)
-            self.follow(optimizer)
+            self.follow(optimizer := checked(optimizer))
         row = self._row
         if row is not None and optimizer is not None and row.takes(optimizer, self._looker.positions):
             self._extend(row, optimizer)
@@ -165,6 +164,7 @@ class Monitor(Closing):
         row = Row.of(self._step, loss, known, rate, look, self._followed.backwards)
         row.awaiting, row.parts = ([optimizer], [optimizer]) if optimizer else (list(self._optimizers), [])
         if measured:
+            self._book.decays(coupled_decay(self._optimizers, self._layers))
             row.record.quantities = self._read()
             row.before = looking.copied_weights(self._layers)
         self._step += 1

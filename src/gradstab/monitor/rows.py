@@ -153,7 +153,8 @@ def as_scalar(loss: Tensor | float | None, device: torch.device) -> Tensor:
     if loss.is_complex():
         raise ConfigError("loss: is complex; has to be one real number")
     # A copy: the loop may go on adding to it, or put it back to 0, before anybody reads it.
-    return loss.detach().reshape(()).to(device, copy=True)
+    value = loss.detach().reshape(()) if loss.ndim else loss.detach()
+    return value.clone() if value.device == device else value.to(device)
 
 
 def as_number(key: str, value: Any) -> float:
