@@ -13,7 +13,8 @@ help:  ## Show this list
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gradstab needs Python 3.11 or later; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	# Python compiles what it imports; compiling all of PyTorch and Ray beforehand takes minutes.
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[dev]'
 	touch $(READY)
 
 setup: $(READY)  ## Create .venv and install gradstab into it
