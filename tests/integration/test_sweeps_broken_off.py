@@ -22,7 +22,7 @@ from gradstab.sweeps.state import true_state
 from tests.conftest import Here
 
 SWEEP = (
-    *("train", "-m", "act=relu,tanh", "seed=0,1", "model.depth=4", "model.width=16", "steps=240", "batch_size=32"),
+    *("train", "-m", "act=relu,tanh", "seed=0,1", "model.depth=4", "model.width=16", "steps=160", "batch_size=32"),
     *("device=cpu", "images_after=null", "measure=full", "eval_every=20", "checkpoint.every=30", "out_dir=s"),
 )
 # What is not the same in two runs of the same configuration.
