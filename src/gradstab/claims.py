@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,6 +33,21 @@ def claimed(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def claim(directory: Path) -> Callable[[], None]:
+    """Hold a directory that nobody else has until the process ends, or until what is returned is called.
+
+    Where the file system knows no locks there is no claim, and no file that looks like one.
+    """
+    path = directory / CLAIM_FILE
+    lock = FileLock(path, timeout=PATIENCE, thread_local=False)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return lock.release
 
 
 def is_claimed(directory: Path) -> bool:

@@ -48,8 +48,8 @@ def holds_run(directory: Path) -> bool:
 def status_of(directory: Path) -> str:
     """What has become of the run recorded here: run.json's status, "interrupted" for one whose process has died.
 
-    "unknown" where run.json cannot be read. A loop that is watched makes no claim on its directory, and is taken at
-    its word.
+    "unknown" where run.json cannot be read. A watched loop that could make no claim on its directory is taken at its
+    word.
     """
     try:
         record = read_run(directory)
@@ -61,6 +61,11 @@ def status_of(directory: Path) -> str:
     if "watched" in record and not (directory / CLAIM_FILE).exists():
         return "running"
     return "running" if is_claimed(directory) else "interrupted"
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether there is one to go on from."""
+    return any(directory.glob(f"{CHECKPOINTS}/step_*.pt"))
 
 
 def resumptions(record: Mapping[str, Any]) -> list[int]:

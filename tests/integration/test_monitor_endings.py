@@ -6,6 +6,8 @@ import errno
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,13 @@ import torch
 from torch import nn
 
 from gradstab import watch
+from gradstab.claims import is_claimed
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.events import EventWriter, read_records
 from gradstab.measure.diagnosis import judge_records
 from gradstab.monitor.monitor import Monitor
-from gradstab.run_directory import read_run
+from gradstab.run_directory import read_run, status_of
 
 
 def mlp(depth: int = 2) -> nn.Sequential:
@@ -147,6 +150,45 @@ def test_a_forked_process_writes_nothing_into_its_parents_record(tmp_path: Path)
         assert "watch again in this one" in said.get()
         child.join()
     assert read_records(tmp_path / "run").scalars["train/loss"].steps.tolist() == [0]
+
+
+KILLED = """
+import os, signal, sys, torch
+from gradstab import watch
+from gradstab.run_directory import status_of
+model = torch.nn.Linear(3, 1)
+monitor = watch(model, sys.argv[1])
+loss = model(torch.ones(2, 3)).mean()
+loss.backward()
+monitor.step(loss)
+child = os.fork()
+if child == 0:
+    del monitor
+    sys.exit()
+os.waitpid(child, 0)
+print(status_of(monitor.directory), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_watched_run_whose_process_was_killed_is_no_longer_running(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "running\n", done.stderr
+    assert read_run(tmp_path / "run")["status"] == "running"
+    assert status_of(tmp_path / "run") == "interrupted"
+
+
+def test_a_watched_run_is_running_until_it_is_closed(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    with watch(model, tmp_path / "run") as monitor:
+        assert status_of(tmp_path / "run") == "running"
+        loss = model(torch.ones(1, 2)).sum()
+        loss.backward()
+        monitor.step(loss)
+    assert not is_claimed(tmp_path / "run")
+    assert status_of(tmp_path / "run") == "completed"
 
 
 def test_from_the_step_on_that_another_optimizer_takes_over_its_limits_hold(tmp_path: Path) -> None:

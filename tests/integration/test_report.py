@@ -316,6 +316,15 @@ def test_a_real_run_reports_without_importing_torch(tmp_path: Path) -> None:
     assert "of the recorded steps were clipped" in page
 
 
+def test_what_is_printed_of_an_odd_name_is_one_line(report: Report, tmp_path: Path) -> None:
+    make_run(tmp_path / "a\x1b[31m\nb", steps=2)
+    done = report("a\x1b[31m\nb", "--figures", "png, svg")
+    assert done.returncode == 0
+    assert done.stdout.startswith("wrote a\ufffd[31m\ufffdb/report.html (1 run, ")
+    assert done.stdout.count("\n") == 1
+    assert "\x1b" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

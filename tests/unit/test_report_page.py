@@ -281,17 +281,117 @@ def test_small_multiples_share_their_axes() -> None:
     assert [len(sheet.axes) for sheet in sheets] == [24 * 3 + 1, 2 * 3 + 1]
 
 
-def test_losses_share_a_scale_that_the_largest_start_fits_and_a_spike_is_marked() -> None:
-    low = np.ones(10)
-    low[4] = 1e9
-    digests = [Digest(curves={"train/loss": _curve(values)}) for values in (low, np.full(10, 1000.0))]
+def test_losses_share_a_scale_that_the_typical_start_fits_and_what_is_above_is_marked() -> None:
+    spike = np.ones(5)
+    spike[4] = 1e9
+    starts = (spike, np.full(5, 10.0), np.full(5, 1e12))
+    digests = [Digest(curves={"train/loss": _curve(values)}) for values in starts]
     shared = multiples.scales(digests)
-    assert shared.loss == pytest.approx((0, math.log10(100 * 1000)))
+    assert shared.loss == pytest.approx((0, math.log10(100 * 10)))
     marks = []
     for data in digests:
         *_, loss = multiples.Drawer(shared).draw(data).axes
         marks.append([line.get_xdata().tolist() for line in loss.lines if line.get_marker() == "x"])
-    assert marks == [[[4]], []]
+    assert marks == [[[4]], [], [[0, 1, 2, 3, 4]]]
+
+
+def _of_norms(*values: float) -> Digest:
+    array = np.array([values])
+    depth = Profiles("signal_grad_norm", [0], array, layer_tags("ab"[: len(values)]))
+    return Digest(heatmap=heatmap(Series(np.arange(1), array), depth.layers, "grad_norm"), depth=depth)
+
+
+def test_a_run_that_exploded_or_vanished_far_does_not_flatten_the_others() -> None:
+    plain, huge, tiny = _of_norms(0.1, 10.0), _of_norms(1.0, 1e40), _of_norms(1e-40, 1.0)
+    assert multiples.scales([plain, _of_norms(1e-9, 1e4)]).norms == pytest.approx((-9, 4))
+    assert multiples.scales([plain, _of_norms(1e-9, 1e4)]).beyond == "neither"
+    for others, limits, beyond in (
+        ([huge], (-1, 6), "max"),
+        ([tiny], (-12, 1), "min"),
+        ([huge, tiny], (-12, 6), "both"),
+    ):
+        shared = multiples.scales([*others, plain])
+        assert (shared.norms, shared.depth, shared.beyond) == (
+            pytest.approx(limits),
+            pytest.approx(limits),
+            beyond,
+        )
+        _, depth, _ = multiples.Drawer(shared).draw(others[0]).axes
+        (mark,) = (line for line in depth.lines if line.get_marker() in "xv")
+        assert (mark.get_marker(), mark.get_xdata().tolist()) == (("x", [1]) if others[0] is huge else ("v", [0]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("low", "high"), [(1e-5, 1.7e308), (5e-324, 1.7e308), (1e307, 1.7e308), (5e-324, 5e-324), (1e-320, 1e-300)]
+)
+def test_charts_reach_as_far_as_numbers_do(low: float, high: float) -> None:
+    data = Profiles("signal_grad_norm", [0], np.array([[low, high]]), ["a", "b"])
+    values = {"train/loss": _curve(np.array([low, high])), "global_grad_norm/pre_clip": _curve(np.array([low, high]))}
+    others = {"train/loss": _curve(np.array([-high, high]))}
+    norms = heatmap(Series(np.arange(1), data.values), data.layers, "grad_norm")
+    drawn = [
+        figures.depth_profile(data, [low, high]),
+        figures.heatmap(norms),
+        curves.loss(values),
+        curves.loss(others),
+        curves.clipping(Digest(curves=values)),
+        *multiples.sheets([Digest(heatmap=norms, depth=data, curves=values), Digest(curves=others)], ["a", "b"]),
+    ]
+    for figure in drawn:
+        assert figure is not None
+        assert style.picture(figure, "png").startswith(b"\x89PNG")
+    ticks = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]  # type: ignore[union-attr]
+    assert len([text for text in ticks if text]) >= 2
+
+
+def test_ticks_are_powers_of_ten_within_the_chart() -> None:
+    fig = figures.depth_profile(Profiles("signal_grad_norm", [0], np.array([[1e-9, 1e3]]), ["a", "b"]))
+    FigureCanvasAgg(fig).draw()
+    low, high = fig.axes[0].get_ylim()
+    ticks = {
+        label.get_text(): where
+        for label, where in zip(fig.axes[0].get_yticklabels(), fig.axes[0].get_yticks(), strict=True)
+        if low <= where <= high
+    }
+    assert ticks == pytest.approx({"10⁻⁹": 1e-9, "10⁻⁶": 1e-6, "10⁻³": 1e-3, "10⁰": 1.0, "10³": 1e3})
+
+
+def test_layers_that_feed_no_activation_are_left_out_and_broken_ones_are_marked() -> None:
+    tags = layer_tags("abcd")
+    std = np.array([[math.nan, 1.0, math.nan, 1.0], [math.nan, 1.0, math.nan, math.nan]])
+    for losses, unmeasured, marked in (([2.0, math.nan], [0, 2], [3]), ([math.nan, math.nan], [], [0, 2, 0, 2, 3])):
+        vectors = {"activation_std": Series(np.array([0, 5]), std)}
+        scalars = {"train/loss": Series(np.array([0, 5]), np.array(losses))}
+        data = digest(Run(Path("r"), "r", layers=tags, records=Records(scalars, vectors, tags)))
+        profile = data.activations["activation_std"]
+        assert profile.unmeasured == unmeasured
+        fig = figures.activations(data.activations)
+        assert fig is not None
+        marks = [
+            int(x) for line in fig.axes[0].lines if line.get_marker() == "x" for x in np.atleast_1d(line.get_xdata())
+        ]
+        assert marks == marked
+        assert np.isfinite(fig.axes[0].lines[0].get_ydata()).sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("tag", "shown"),
+    [
+        ("03_hidden", "03_hidden"),
+        ("05_encoder.layers.1.self_attn", "05_…self_attn"),
+        ("a-name-without-a-number", "a-name-witho…"),
+    ],
+)
+def test_long_names_of_layers_keep_their_ends(tag: str, shown: str) -> None:
+    data = heatmap(Series(np.arange(1), np.ones((1, 2))), [tag, "01_b"], "grad_norm")
+    fig = figures.heatmap(data)
+    FigureCanvasAgg(fig).draw()
+    names = fig.axes[0].get_yticklabels()
+    assert [name.get_text() for name in names] == [shown, "01_b"]
+    label = fig.axes[0].yaxis.label.get_window_extent()
+    assert all(label.x1 <= name.get_window_extent().x0 for name in names)
+    assert label.x0 >= 0
 
 
 def _ink(figure: Figure, axes: Axes, colour: str) -> int:

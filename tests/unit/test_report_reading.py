@@ -282,6 +282,16 @@ def test_a_run_is_running_as_long_as_its_process_holds_its_directory(tmp_path: P
     assert runs.load(tmp_path, "x").status == "interrupted"
 
 
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_killed_run_is_said_to_go_on_only_from_a_checkpoint(tmp_path: Path, checkpoint: bool) -> None:
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    (tmp_path / "checkpoints").mkdir()
+    if checkpoint:
+        (tmp_path / "checkpoints" / "step_00000010.pt").write_bytes(b"")
+    more = " (gradstab train --resume continues it)" if checkpoint else ""
+    assert f"killed: no final figures{more}" in runs.load(tmp_path, "x").notes
+
+
 def test_a_watched_run_lacks_no_configuration(tmp_path: Path) -> None:
     _write(tmp_path)
     for record, missed in (({"status": "completed", "watched": "Net"}, False), ({"status": "completed"}, True)):

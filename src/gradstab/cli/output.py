@@ -33,11 +33,11 @@ def complain(*lines: str) -> int:
     """Print one line for each thing that is wrong, on standard error."""
     with contextlib.suppress(OSError):
         for line in lines:
-            sys.stderr.write(f"gradstab: {_one_line(line)}\n")
+            sys.stderr.write(f"gradstab: {one_line(line)}\n")
     return BAD_INPUT
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Text that is one line in any terminal: what was typed or read may hold line ends, escapes, and far too much."""
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 :]}"

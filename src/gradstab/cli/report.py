@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradstab.cli.output import complain, say
+from gradstab.cli.output import complain, one_line, say
 from gradstab.errors import ConfigError, GradstabError
 
 USAGE = """\
@@ -77,7 +77,7 @@ def report(args: Sequence[str]) -> int:
     planned, missing = _ledgers(directories, sweeps)
     tables = "--csv" in values, "--parquet" in values
     request = Request(tuple(folders), tuple(directories), out, kinds, steps, *tables, planned=planned, missing=missing)
-    return say(build(request, complain) + "\n")
+    return say(one_line(build(request, complain)) + "\n")
 
 
 def _ledgers(runs: Sequence[Path], sweeps: Sequence[Path]) -> tuple[dict[Path, dict[str, Any]], tuple[str, ...]]:
@@ -130,7 +130,7 @@ def _out(values: Sequence[str]) -> Path | None:
 
 
 def _kinds(values: Sequence[str] | None) -> tuple[str, ...]:
-    words = [word for value in values or () for word in value.split(",")]
+    words = [word.strip() for value in values or () for word in value.split(",")]
     for word in words:
         if word not in KINDS:
             raise ConfigError(f"--figures {word}: is no kind of picture; allowed: {', '.join(KINDS)}")

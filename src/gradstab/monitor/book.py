@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradstab import run_directory
+from gradstab.claims import claim
 from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError, GradstabError
@@ -40,6 +41,7 @@ class Book:
         self, directory: Path, model: nn.Module, thresholds: Thresholds, chance_loss: float | None, *, scaled: bool
     ) -> None:
         self.directory = directory
+        self._give_back = claim(directory)
         self.notes: list[str] = []
         self.closed = False
         self._thresholds = thresholds
@@ -163,7 +165,10 @@ class Book:
     def close(self, status: str, reason: str, norms: WatchedNorms) -> int:
         """Write what is left, the verdict and run.json; returns how many steps were recorded."""
         recorder, ledger, judge = self._open(norms)
-        with self._writing(), contextlib.closing(ledger):
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._give_back)
+            stack.enter_context(self._writing())
+            stack.enter_context(contextlib.closing(ledger))
             self.closed = True
             if self._trouble and status == "completed":
                 status, reason = "failed", self._trouble

@@ -23,19 +23,24 @@ def _line(axes: Axes, data: Curve, colour: str, dash: str = "-") -> Line2D:
     return line
 
 
-def value_axis(axes: Axes, curves: Sequence[Curve]) -> None:
+def value_axis(axes: Axes, name: str, curves: Sequence[Curve]) -> None:
     """Logarithmic where all values are positive and span more than a factor of 20, else linear."""
+    axes.set_ylabel(name)
     ends = np.concatenate([np.ravel(part) for c in curves for part in (c.low, c.high)] or [np.zeros(0)])
     ends = ends[np.isfinite(ends)]
-    if ends.size and ends.min() > 0 and ends.max() / ends.min() > 20:
+    if ends.size and ends.min() > 0 and ends.max() / 20 > ends.min():
         style.log_axis(axes.yaxis, float(np.log10(ends.min())), float(np.log10(ends.max())), 5)
-    elif ends.size and np.abs(ends).max() < 1e300:
-        low, high = float(ends.min()), float(ends.max())
+        axes.set_ylabel(f"{name}, log scale")
+    elif ends.size:
+        low, high = (float(end) for end in np.clip((ends.min(), ends.max()), -1e300, 1e300))
         pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.1
+        axes.autoscale(False, axis="y")
         axes.set_ylim(low - pad, high + pad)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         # A common factor, such as 1e10, stands left of the legend.
         axes.yaxis.get_offset_text().set_x(-0.2)
+    else:
+        axes.yaxis.set_ticks([])
 
 
 def loss(curves: Mapping[str, Curve], height: float = 3.1) -> Figure | None:
@@ -55,8 +60,7 @@ def loss(curves: Mapping[str, Curve], height: float = 3.1) -> Figure | None:
             handles.append(_line(parts[0], data, colour, "-" if name == "train" else "--"))
             labels.append(f"{name} loss")
         if losses:
-            parts[0].set_ylabel("loss")
-            value_axis(parts[0], list(losses.values()))
+            value_axis(parts[0], "loss", list(losses.values()))
         if accuracy is not None:
             handles.append(_line(parts[-1], accuracy, style.SEQUENCE[3]))
             labels.append("test accuracy")
@@ -94,8 +98,7 @@ def clipping(data: Digest, height: float = 3.1) -> Figure | None:
         parts = style.place(fig, 2 if data.clipped is not None else 1, legend_rows=rows)
         handles = [_line(parts[0], one, colour) for one, colour in zip(shown, (style.BLUE, style.ORANGE), strict=False)]
         labels = ["before clipping", "after"][: len(shown)] if data.has_clipping else ["global norm (no clipping)"]
-        value_axis(parts[0], shown)
-        parts[0].set_ylabel("‖∂L/∂θ‖")
+        value_axis(parts[0], "‖∂L/∂θ‖", shown)
         if data.clipped is not None:
             share = data.clipped
             line = style.line(parts[1], share.steps, 100 * share.middle, color=style.RED, drawstyle="steps-mid")

@@ -71,12 +71,21 @@ class Curve:
 
 @dataclass
 class Profiles:
-    """A quantity over depth at a few steps: values [steps, layers]."""
+    """A quantity over depth at a few steps: values [steps, layers].
+
+    ``unmeasured`` are the positions of layers that have no such quantity, as those that feed no activation.
+    """
 
     quantity: str
     steps: list[int]
     values: Array
     layers: list[str]
+    unmeasured: list[int] = field(default_factory=list)
+
+    @property
+    def measured(self) -> NDArray[np.intp]:
+        """The positions of all other layers."""
+        return np.setdiff1d(np.arange(self.values.shape[1]), self.unmeasured)
 
 
 @dataclass
@@ -111,11 +120,21 @@ def digest(run: Run, steps: Sequence[int] = (), *, coarse: bool = False) -> Dige
     for quantity in ACTIVATIONS:
         if quantity in records.vectors:
             found.activations[quantity] = profiles(records.vectors[quantity], run.layers, quantity, steps)
+            found.activations[quantity].unmeasured = _unmeasured(records, records.vectors[quantity])
     for tag in ("train/loss", "test/loss", "test/accuracy", *NORMS):
         if tag in records.scalars:
             found.curves[tag] = curve(records.scalars[tag], bins)
     _add_clipping(found, records)
     return found
+
+
+def _unmeasured(records: Records, series: Series) -> list[int]:
+    """Layers whose values are NaN at every step that was sound otherwise: they never had any."""
+    told = records.scalars.get("train/loss", records.scalars.get("global_grad_norm/pre_clip"))
+    if told is None:
+        return []
+    sound = np.isin(series.steps, told.steps[np.isfinite(told.values)])
+    return np.flatnonzero(np.isnan(series.values[sound]).all(axis=0)).tolist() if sound.any() else []
 
 
 def _add_clipping(found: Digest, records: Records) -> None:

@@ -19,7 +19,7 @@ from gradstab.report.digest import FINITE, INFINITE, NOT_A_NUMBER, ZERO, Array, 
 
 COLOURS = "viridis"
 SPECIAL = {ZERO: (style.GREY, "0"), INFINITE: (style.MAGENTA, "inf"), NOT_A_NUMBER: (style.RED, "NaN")}
-NAMED_LAYERS = 12
+NAMED_LAYERS, NAME = 12, 13
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -28,11 +28,17 @@ def layer_axis(axes: Axes, layers: Sequence[str], *, vertical: bool = False, lab
     axis = axes.yaxis if vertical else axes.xaxis
     axis.set_label_text(label or "layer (0 is nearest the input)")
     if len(layers) <= NAMED_LAYERS and vertical:
-        names = [tag if len(tag) <= 12 else tag[:11] + "…" for tag in layers]
-        axis.set_ticks(range(len(layers)), names)
+        axis.set_ticks(range(len(layers)), [_short(tag) for tag in layers])
     else:
         axis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+
+
+def _short(tag: str) -> str:
+    """A layer's number and the end of its name, by which those of one network differ."""
+    number, _, name = tag.partition("_")
+    room = NAME - len(number) - 2
+    return tag if len(tag) <= NAME else f"{number}_…{name[-room:]}" if room > 0 and name else f"{tag[: NAME - 1]}…"
 
 
 def rgba(data: Heatmap, limits: tuple[float, float]) -> Array:
@@ -63,7 +69,7 @@ def heatmap(data: Heatmap, height: float = 3.1) -> Figure:
     with style.drawing():
         fig = style.figure(height)
         named = len(data.layers) <= NAMED_LAYERS
-        left = 1.1 if named else style.LEFT
+        left = 0.45 + 0.075 * max(len(_short(tag)) for tag in data.layers) if named else style.LEFT
         specials = [kind for kind in SPECIAL if (data.kind == kind).any()]
         (axes,) = style.place(fig, left=left, right=1.0, legend_rows=bool(specials))
         limits = limits_of(data.range)
@@ -102,8 +108,9 @@ def _step_lines(axes: Axes, data: Profiles, log: bool) -> list[Line2D]:
         # Lines that lie on one another stay visible: the earlier, the wider.
         width = 1.3 + 1.8 * (len(data.steps) - 1 - i) / max(len(data.steps) - 1, 1)
         dots = len(data.layers) <= 60
-        lines.append(style.line(axes, range(len(values)), shown, dash, dots=dots, color=colour, linewidth=width))
-        style.mark(axes, np.flatnonzero(~np.isfinite(values)), top=True)
+        at = data.measured
+        lines.append(style.line(axes, at, shown[at], dash, dots=dots, color=colour, linewidth=width))
+        style.mark(axes, at[~np.isfinite(values[at])], top=True)
         if log:
             style.mark(axes, np.flatnonzero(values == 0), top=False)
     return lines
@@ -160,7 +167,8 @@ def activations(data: Mapping[str, Profiles]) -> Figure | None:
         return None
     with style.drawing():
         first = next(iter(data.values()))
-        rows = -(-len(first.steps) // 3) + any(not np.isfinite(p.values).all() for p in data.values())
+        seen = [np.ravel(p.values[:, p.measured]) for p in data.values()]
+        rows = -(-len(first.steps) // 3) + any(not np.isfinite(values).all() for values in seen)
         fig = style.figure(0.7 + 0.2 * rows + 1.28 * len(data))
         handles: list[Line2D] = []
         for axes, (quantity, profile) in zip(style.place(fig, len(data), legend_rows=rows), data.items(), strict=True):
@@ -172,9 +180,10 @@ def activations(data: Mapping[str, Profiles]) -> Figure | None:
                 axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}"))
             elif log:
                 style.log_axis(axes.yaxis, *(log_range(profile.values) or (-1.0, 1.0)), 4)
+            axes.set_xlim(-0.05 * len(first.layers), 1.05 * len(first.layers) - 1)
             axes.set_ylabel(NAMES[quantity] + (", %" if quantity.endswith("fraction") else ""))
         layer_axis(axes, first.layers)
-        marks, mark_labels = _edge_marks(np.concatenate([p.values for p in data.values()]), log=False)
+        marks, mark_labels = _edge_marks(np.concatenate(seen), log=False)
         labels = [f"step {step:,}" for step in first.steps]
         style.legend(fig, [*handles, *marks], [*labels, *mark_labels], 3)
     return fig

@@ -14,13 +14,16 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
 
 from gradstab.report import style, table
-from gradstab.report.digest import Curve, Digest, Profiles
+from gradstab.report.digest import FINITE, Curve, Digest, Profiles
 from gradstab.report.figures import COLOURS, NAMES, draw_heatmap, limits_of, log_range
 
-# A loss this many times the largest at the start is off the scale that all runs share.
-OFF_SCALE = 100.0
+# A loss this many times the typical one at the start is off the scale that all runs share, and so are norms this many
+# decades below or above those of the run whose norms are nearest to 1: how far one exploded matters less than how
+# far others vanish.
+OFF_SCALE, BELOW, ABOVE = 100.0, 12.0, 6.0
 WIDTH, HEIGHT, PER_SHEET = 3.1, 2.35, 24
 # Characters; wide ones leave room for fewer.
 CAPTION = 84
@@ -35,22 +38,40 @@ SMALL: Any = {
 
 @dataclass
 class Scales:
-    """What all small pictures share: limits as log10 of the norms, of δ over depth, and of the loss."""
+    """What all small pictures share: limits as log10 of the norms, of δ over depth, and of the loss.
+
+    ``beyond`` is at which ends norms go on, as matplotlib's colour bars call it.
+    """
 
     norms: tuple[float, float]
     depth: tuple[float, float]
     loss: tuple[float, float]
+    beyond: str = "neither"
 
 
 def scales(digests: Sequence[Digest]) -> Scales:
-    """Limits that hold every run's values; losses only up to where they are off the scale."""
-    depths = [log_range(d.depth.values) for d in digests if d.depth is not None]
+    """Limits that hold every run's values, but for those off the scale: one run that exploded hides no other."""
+    norms = [d.heatmap.log10[d.heatmap.kind == FINITE] for d in digests if d.heatmap is not None]
+    depths = [_log10(np.ravel(d.depth.values)) for d in digests if d.depth is not None]
     losses = [curve for d in digests if (curve := d.curves.get("train/loss")) is not None]
     starts = [float(c.middle[0]) for c in losses if np.isfinite(c.middle[0]) and c.middle[0] > 0]
     found = log_range(*[part for c in losses for part in (c.low, c.high)]) if losses else None
-    cap = np.log10(OFF_SCALE * max(starts)) if starts else np.inf
+    cap = np.log10(OFF_SCALE) + np.log10(sorted(starts)[(len(starts) - 1) // 2]) if starts else np.inf
     loss = None if found is None else (min(found[0], float(cap)), min(found[1], float(cap)))
-    return Scales(limits_of(*(d.heatmap.range for d in digests if d.heatmap)), limits_of(*depths), limits_of(loss))
+    (low, high), (least, most) = _around(norms, BELOW, ABOVE), _around(norms, np.inf, np.inf)
+    beyond = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((least < low, most > high))
+    return Scales((low, high), _around(depths, BELOW, ABOVE), limits_of(loss), beyond or "neither")
+
+
+def _around(runs: Sequence[NDArray[np.float64]], below: float, above: float) -> tuple[float, float]:
+    """Limits that hold all values no further than that from those of the run whose values are nearest to 0."""
+    known = [values[np.isfinite(values)] for values in runs]
+    known = [values for values in known if values.size]
+    if not known:
+        return limits_of(None)
+    middle = min((float(np.median(values)) for values in known), key=abs)
+    low, high = min(float(v.min()) for v in known), max(float(v.max()) for v in known)
+    return limits_of((max(low, middle - below), min(high, middle + above)))
 
 
 class Drawer:
@@ -93,7 +114,7 @@ def sheets(digests: Sequence[Digest], captions: Sequence[str]) -> Iterator[Figur
             bar = fig.add_axes((0.16 / columns, 0.36 / height, 0.8 / columns, 0.12 / height))
             _bar(fig, bar, shared)
             legend = "below left: ‖δ‖ over depth, first (violet) and last (red) step, theory dashed"
-            legend += "\n× off the scale, inf or NaN · heatmap: grey 0, magenta inf, red NaN"
+            legend += "\n× above the scale, inf or NaN, ▾ below it or 0 · heatmap: grey 0, magenta inf, red NaN"
             wide = columns > 1
             fig.text(1.13 / columns if wide else 0.02, (0.36 if wide else 0.02) / height, legend, color=style.MUTED)
         yield fig
@@ -162,10 +183,10 @@ def _decades(axes: Axes, limits: tuple[float, float]) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.power(value)))
     else:
         axes.yaxis.set_major_locator(MaxNLocator(3))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.2g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10.0 ** min(value, style.MOST):.2g}"))
 
 
-def _log10(values: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
+def _log10(values: NDArray[np.float64]) -> NDArray[np.float64]:
     out = np.full(len(values), np.nan)
     return np.log10(values, out=out, where=np.isfinite(values) & (values > 0))
 
@@ -174,9 +195,10 @@ def _depth(axes: Axes, profile: Profiles, theory: Sequence[float], shared: Scale
     ends = [(0, style.SEQUENCE[0])] + ([(-1, style.SEQUENCE[-1])] if len(profile.steps) > 1 else [])
     for (row, colour), width in zip(ends, (2.2, 1.1), strict=False):
         values = profile.values[row]
-        style.line(axes, range(len(values)), _log10(values), color=colour, linewidth=width)
-        style.mark(axes, np.flatnonzero(~np.isfinite(values)), top=True)
-        style.mark(axes, np.flatnonzero(values == 0), top=False)
+        logs, (low, high) = _log10(values), shared.depth
+        style.line(axes, range(len(values)), logs, color=colour, linewidth=width)
+        style.mark(axes, np.flatnonzero(~np.isfinite(values) | (logs > high)), top=True)
+        style.mark(axes, np.flatnonzero((values == 0) | (logs < low)), top=False)
     if theory:
         style.line(axes, range(len(theory)), _log10(np.array(theory)), "--", color=style.INK, linewidth=0.9)
     _decades(axes, shared.depth)
@@ -191,7 +213,7 @@ def _loss(axes: Axes, curve: Curve, shared: Scales) -> None:
         low, high = _log10(curve.low), _log10(curve.high)
         axes.fill_between(curve.steps, low, high, color=style.BLUE, alpha=0.28, linewidth=0.4)
     _decades(axes, shared.loss)
-    off = curve.steps[np.nan_to_num(curve.high, nan=0.0) > 10 ** (shared.loss[1] + 1e-9)]
+    off = curve.steps[_log10(curve.high) > shared.loss[1] + 1e-9]
     style.mark(axes, np.unique(np.concatenate([curve.broken, off])), top=True)
     first, last = float(curve.steps[0]), float(curve.steps[-1])
     pad = 0.04 * (last - first) or 0.5
@@ -207,7 +229,12 @@ def colour_bar(shared: Scales) -> Figure:
 
 
 def _bar(fig: Figure, axes: Axes, shared: Scales) -> None:
-    colours = fig.colorbar(mpl.cm.ScalarMappable(Normalize(*shared.norms), COLOURS), cax=axes, orientation="horizontal")
+    colours = fig.colorbar(
+        mpl.cm.ScalarMappable(Normalize(*shared.norms), COLOURS),
+        cax=axes,
+        orientation="horizontal",
+        extend=shared.beyond,
+    )
     colours.outline.set_visible(False)
     axes.grid(False)
     axes.xaxis.set_major_locator(MaxNLocator(7))

@@ -63,6 +63,8 @@ def drawings(data: Digest, run: Run) -> Iterable[Drawing]:
         yield Drawing("depth_profile", "Depth profile", text, figures.depth_profile(data.depth, data.theory))
     if (fig := figures.activations(data.activations)) is not None:
         text = "Of each hidden layer's activations a, over batch and units, at measured steps."
+        if any(profile.unmeasured for profile in data.activations.values()):
+            text += " Layers that feed no activation have none, and are left out."
         yield Drawing("activations", "Activation statistics", text, fig)
     if (fig := curves.loss(data.curves)) is not None:
         thinned = data.curves.get("train/loss") is not None and data.curves["train/loss"].thinned

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 INK, MUTED, GRID = "#1f2430", "#5d6675", "#dfe3ea"
@@ -33,6 +33,8 @@ VARIABLES |= {GREY: "--grey", MAGENTA: "--magenta"}
 VARIABLES |= {colour: f"--s{i}" for i, colour in enumerate(SEQUENCE)}
 
 WIDTH, LEFT = 4.3, 0.8
+# Powers of ten that logarithmic axes reach: as far as a float does.
+LEAST, MOST = -323, 308
 _SETTINGS: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -135,21 +137,23 @@ def step_axis(axes: Axes, label: str = "step", ticks: int = 5) -> None:
 def log_axis(axis: Any, low: float, high: float, ticks: int = 5) -> None:
     """A logarithmic axis over [10^low, 10^high], or a little more, labelled in powers of ten or plain numbers."""
     low, high = (low - 0.3, high + 0.3) if high - low < 0.3 else (low, high)
+    high = max(high, LEAST + 1.0)
     pad = 0.04 * (high - low)
     axes = axis.axes
-    limits = (10.0 ** max(low - pad, -320), 10.0 ** min(high + pad, 307))
-    if axis.axis_name == "y":
-        axes.set_yscale("log")
-        axes.set_ylim(*limits)
-    else:
-        axes.set_xscale("log")
-        axes.set_xlim(*limits)
+    limits = (10.0 ** max(low - pad, LEAST), 10.0 ** min(high + pad, MOST))
+    # What an axis chooses by itself may be beyond what a float holds: limits and ticks are given.
+    name = axis.axis_name
+    axes.autoscale(False, axis=name)
+    axes.set(**{f"{name}scale": "log"})
+    axes.set(**{f"{name}lim": limits})
     if high - low < 2.2:
         fine = (1, 2, 5) if high - low > 1 else (1, 1.5, 2, 3, 5, 7)
-        axis.set_major_locator(LogLocator(10, fine, numticks=ticks))
+        exponents = range(max(math.floor(low), LEAST), min(math.floor(high), MOST - 1) + 1)
+        axis.set_major_locator(FixedLocator([m * 10.0**e for e in exponents for m in fine]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     else:
-        axis.set_major_locator(LogLocator(10, numticks=ticks))
+        whole = MaxNLocator(ticks, integer=True, steps=(1, 2, 3, 4, 5, 10)).tick_values(low, high)
+        axis.set_major_locator(FixedLocator([10.0**e for e in whole if LEAST <= e <= MOST]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: power(_log10(value))))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
