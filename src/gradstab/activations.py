@@ -78,13 +78,18 @@ def derivative(activation: nn.Module, h: Tensor) -> Tensor:
     NaN where h is NaN, although PyTorch has a slope for that too.
     Pure: no hook runs, no parameter's ``.grad`` moves, and ``torch.no_grad`` around it makes no difference.
     """
-    with torch.enable_grad():
+    # Hooks on saved tensors are a checkpoint's, say, which would recompute its whole block for these.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
         h = h.detach().requires_grad_()
         # forward, not __call__: the hooks by which a probe watches the module would take this for a step.
         total = activation.forward(h).sum()
     # Of a sum, and not by torch.func.vjp or with grad_outputs: those import torch's compiler or sympy.
     (slope,) = torch.autograd.grad(total, h)
     return slope.masked_fill(h.isnan(), torch.nan)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def max_slope(activation: nn.Module) -> float | None:

@@ -7,7 +7,9 @@ import contextlib
 import os
 import sys
 import warnings
+import weakref
 from abc import ABC, abstractmethod
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -28,7 +30,14 @@ class Closing(ABC):
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        atexit.register(self._at_exit)
+        # A monitor that nobody holds any more is not held, with its whole network, until the end.
+        self._last_call = partial(_close, weakref.ref(self))
+        atexit.register(self._last_call)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_last_call"):
+            self.forget()
+            self._at_exit()
 
     @abstractmethod
     def close(self, status: str = "completed", reason: str = "") -> None:
@@ -36,7 +45,7 @@ class Closing(ABC):
 
     def forget(self) -> None:
         """The interpreter's end is nothing to wait for any more."""
-        atexit.unregister(self._at_exit)
+        atexit.unregister(self._last_call)
 
     def check_process(self) -> None:
         """Raises :class:`GradstabError` in any other process: two would write into one file."""
@@ -61,3 +70,8 @@ class Closing(ABC):
         if os.getpid() == self._process:
             with contextlib.suppress(Exception):
                 self.close(*ending(getattr(sys, "last_value", None)))
+
+
+def _close(monitor: weakref.ref[Closing]) -> None:
+    if (left := monitor()) is not None:
+        left._at_exit()

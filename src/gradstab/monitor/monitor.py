@@ -94,8 +94,7 @@ class Monitor(Closing):
         """
         self._book.check_open()
         self.check_process()
-        value = as_scalar(loss, self._norms.device)
-        lr = None if lr is None else as_rate(lr)
+        value, lr = as_scalar(loss, self._norms.device), None if lr is None else as_rate(lr)
         if optimizer is not None:
             self.follow(optimizer := checked(optimizer))
         row = self._row
@@ -115,8 +114,9 @@ class Monitor(Closing):
     def supply(self, loss: Tensor | float) -> None:
         """Give the loss of the step recorded last, where :meth:`step` had none."""
         self._book.check_open()
+        value = as_scalar(loss, self._norms.device)
         if self._row is not None:
-            self._row.learn(as_scalar(loss, self._norms.device))
+            self._row.learn(value)
 
     def evaluated(self, loss: float, accuracy: float | None = None) -> None:
         """Record a loss, and an accuracy in [0, 1], on data that is not trained on, after the steps so far."""

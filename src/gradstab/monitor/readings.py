@@ -197,22 +197,25 @@ def outputs_of(module: nn.Module, output: object) -> list[Tensor]:
     """What counts as a layer's output, its h first: the first tensor in nested tuples, lists and mappings.
 
     Of a recurrent module the last state too, which is where many networks take up its result. Tensors that are empty,
-    nested, or no floating-point numbers show nothing.
+    nested, sparse, or no floating-point numbers show nothing.
     """
-    found = _tensors(output)
+    found = (leaf.data if isinstance(leaf, PackedSequence) else leaf for leaf in _leaves(output))
     chosen = list(found) if isinstance(module, nn.RNNBase) else list(itertools.islice(found, 1))
-    return [h for h in chosen if not h.is_nested and h.numel() and (h.is_floating_point() or h.is_complex())]
+    return [h for h in chosen if shows_numbers(h) or (h.is_complex() and h.numel())]
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and mappings; a packed sequence's data."""
-    if isinstance(value, PackedSequence):
-        yield value.data
-    elif isinstance(value, Tensor):
+def shows_numbers(h: Tensor) -> bool:
+    """Whether a tensor holds floating-point numbers, one beside the other."""
+    return h.layout is torch.strided and not h.is_nested and h.numel() > 0 and h.is_floating_point()
+
+
+def _leaves(value: object, above: tuple[object, ...] = ()) -> Iterator[Tensor | PackedSequence]:
+    """The tensors in nested tuples, lists and mappings, of which one may hold another that it lies in."""
+    if isinstance(value, PackedSequence | Tensor):
         yield value
-    else:
+    elif not any(value is other for other in above):
         for part in _parts(value):
-            yield from _tensors(part)
+            yield from _leaves(part, (*above, value))
 
 
 def _parts(value: object) -> Collection[object]:
@@ -221,10 +224,9 @@ def _parts(value: object) -> Collection[object]:
 
 def batch_size(inputs: object, dim: int) -> int | None:
     """The length of axis ``dim`` of the first tensor that has it; None where there is none."""
-    if isinstance(inputs, PackedSequence):
-        return int(inputs.batch_sizes[0])
-    if isinstance(inputs, Tensor):
-        if inputs.is_nested:
-            return inputs.size(0) if dim == 0 else None
-        return inputs.shape[dim] if inputs.ndim > dim else None
-    return next((found for part in _parts(inputs) if (found := batch_size(part, dim)) is not None), None)
+    for leaf in _leaves(inputs):
+        if isinstance(leaf, PackedSequence):
+            return int(leaf.batch_sizes[0])
+        if leaf.ndim > dim and not (leaf.is_nested and dim):
+            return leaf.size(dim)
+    return None

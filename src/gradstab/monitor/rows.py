@@ -147,7 +147,8 @@ def as_scalar(loss: Tensor | float | None, device: torch.device) -> Tensor:
     if loss is None:
         return torch.full((), math.nan, device=device)
     if not isinstance(loss, Tensor):
-        return torch.tensor(as_number("loss", loss), device=device)
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        return torch.tensor(as_number("loss", loss), dtype=wide, device=device)
     if loss.numel() != 1:
         raise ConfigError(f"loss: has shape {list(loss.shape)}; has to be one number")
     if loss.is_complex():
