@@ -2,25 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gradstab.theory.activations import Array
+from gradstab.theory.activations import Activation, Array
 from gradstab.theory.errors import NoTheory
 
 # Layers × lengths followed through them. Beyond some twenty lengths the prediction no longer changes, and those of a
 # thousand layers are to cost less than a tenth of a second.
 _MOST_LENGTHS, _BUDGET = 32, 1600
+# Layer norm takes away the mean and the length.
+LEAST_NORMED = 3
+_NORMS, _POSITIONS = ("none", "batch", "layer"), ("before", "after")
+_VARIANCES = ("sigma_w2", "sigma_b2")
+_KNOBS = {"init_knobs": ("gain", "std", "bound", "value", *_VARIANCES), "act_knobs": ("slope", "alpha")}
 
 
-def check_network(widths: Sequence[int], dropout: float) -> None:
-    """Raises ValueError for widths below 1 and rates outside [0, 1)."""
+def check_network(
+    widths: Sequence[int],
+    dropout: float,
+    norm: str = "none",
+    norm_position: str | None = None,
+    batch_size: int | None = None,
+    c0: float = 0.0,
+) -> None:
+    """Raises ValueError for what no network can have, :class:`NoTheory` for layer norm over one or two numbers."""
     if any(width < 1 or width != int(width) for width in widths):
         raise ValueError(f"widths={list(widths)}: have to be whole numbers of at least 1")
+    check_rate(dropout)
+    if norm not in _NORMS:
+        raise ValueError(f"norm={norm}: allowed: {', '.join(_NORMS)}")
+    if norm_position not in (None, *_POSITIONS):
+        raise ValueError(f"norm_position={norm_position}: allowed: {', '.join(_POSITIONS)}")
+    if batch_size is not None and (batch_size < 1 or batch_size != int(batch_size)):
+        raise ValueError(f"batch_size={batch_size}: has to be a whole number of at least 1, or None")
+    check_correlation("c0", c0)
+    if norm == "layer" and min(widths[1:-1], default=LEAST_NORMED) < LEAST_NORMED:
+        raise NoTheory(
+            f"norm=layer over {min(widths[1:-1])} numbers: it takes two directions away, and leaves a gradient of 0"
+        )
+
+
+def check_rate(dropout: float) -> None:
+    """Raises ValueError for a rate of dropout outside [0, 1)."""
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout:g}: has to be at least 0 and below 1")
+
+
+def check_correlation(name: str, value: float) -> None:
+    """Raises ValueError for what is no correlation."""
+    if not abs(value) <= 1 + 1e-6:
+        raise ValueError(f"{name}={value:g}: has to be a correlation between -1 and 1")
+
+
+def check_variances(act: Activation, *, dropout: float = 0.0, **variances: float) -> None:
+    """Raises TypeError for what is no :class:`Activation`, ValueError for what cannot be a variance or a rate."""
+    if not isinstance(act, Activation):
+        raise TypeError(f"act={act!r}: has to be an Activation, as activation(name) gives it")
+    check_rate(dropout)
+    for name, value in variances.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value:g}: has to be a finite number of at least 0")
+
+
+def checked_knobs(kind: str, given: Mapping[str, float] | None) -> Mapping[str, float]:
+    """An activation's (``act_knobs``) or an init's (``init_knobs``); ValueError for names and values that are none."""
+    given, known = given or {}, _KNOBS[kind]
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"{kind}: {name} is not known; allowed: {', '.join(known)}")
+        if not math.isfinite(value) or (name in _VARIANCES and value < 0):
+            least = " of at least 0" if name in _VARIANCES else ""
+            raise ValueError(f"{kind}: {name}={value:g}: has to be a finite number{least}")
+    return given
 
 
 def lengths_of(q0: ArrayLike, depth: int) -> Array:

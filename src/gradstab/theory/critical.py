@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array
+from gradstab.theory.arguments import check_variances
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.fixed_points import Stability, crossings, fixed_points, roots
 from gradstab.theory.maps import second_moment, second_moment_slope, slope_moment
@@ -45,6 +46,7 @@ def critical_point(act: Activation, sigma_b2: float = 0.0) -> CriticalPoint:
     At σ_b² = 0 the fixed point is q = 0 with σ_w² = 1/E φ'(0)² where φ(0) = 0. Raises :class:`NoTheory` where there
     is none: softplus at any σ_b², ReLU at σ_b² > 0.
     """
+    check_variances(act, sigma_b2=sigma_b2)
     if act.scale_free is not None:
         if sigma_b2:
             raise NoTheory(
@@ -80,6 +82,7 @@ def critical_sigma_w2(act: Activation, sigma_b2: float = 0.0, dropout: float = 0
     samples' correlation is not, as their masks differ (Schoenholz et al. 2017, §5; Pretorius et al. 2018,
     arXiv:1811.00293). Raises :class:`NoTheory` where there is no point.
     """
+    check_variances(act, dropout=dropout, sigma_b2=sigma_b2)
     if act.scale_free is None and len(edges := _edges(act, sigma_b2)) == 1:
         # Stability, which takes most of the time, has nothing to choose from.
         return (1 - dropout) / float(slope_moment(act, edges[0]))

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array
+from gradstab.theory.arguments import check_variances
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.maps import chi_1, chi_parallel, length_map, stable_correlation
 
@@ -110,6 +111,7 @@ def fixed_points(act: Activation, sigma_w2: float, sigma_b2: float = 0.0) -> tup
 
     They are looked for between 1e-9 and 1e9, and as far beyond as σ_w² and σ_b² may put them.
     """
+    check_variances(act, sigma_w2=sigma_w2, sigma_b2=sigma_b2)
     if act.scale_free is not None:
         return _scale_free_fixed_points(sigma_w2 * act.scale_free, sigma_b2)
     excess = partial(_excess, act, sigma_w2, sigma_b2)
@@ -168,6 +170,7 @@ def depth_scales(
 
     ``dropout`` is the rate p. Raises :class:`NoTheory` where no length attracts.
     """
+    check_variances(act, dropout=dropout, sigma_w2=sigma_w2, sigma_b2=sigma_b2)
     scaled = sigma_w2 / (1 - dropout)
     points = fixed_points(act, scaled, sigma_b2)
     if start is None:

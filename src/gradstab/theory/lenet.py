@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array, Function, activation
-from gradstab.theory.arguments import check_network, lengths_of
+from gradstab.theory.arguments import check_correlation, check_network, checked_knobs, lengths_of
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble
 from gradstab.theory.quadrature import gaussian_expectation, largest_of_four, pair_expectation
@@ -118,8 +118,10 @@ def predict_lenet5(
             f"model=lenet5: pooling={pooling} depends on how correlated pre-activations are within a window, "
             "which the images decide; measure it with window_correlation"
         )
-    check_network((out_features,), dropout)
-    act_knobs, init_knobs = act_knobs or {}, init_knobs or {}
+    check_network((in_channels, out_features), dropout)
+    for value in correlations:
+        check_correlation("correlations", value)
+    act_knobs, init_knobs = checked_knobs("act_knobs", act_knobs), checked_knobs("init_knobs", init_knobs)
     phi = activation(act, **act_knobs)
     units: list[Unit] = [Dropped(unit, dropout) for unit in _units(phi, pooling, correlations)]
     # lsuv measures what it scales by without dropout, whose masks add to C3's squares but not to its products.

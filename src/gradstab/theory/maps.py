@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array
+from gradstab.theory.arguments import check_correlation, check_variances
 from gradstab.theory.quadrature import gaussian_expectation, pair_expectation
 
 # x φ(x) and x² stay normal numbers between these.
@@ -99,6 +100,8 @@ def correlation_map(
     q* is the next layer's variance, q itself at the fixed point. With ``dropout`` at rate p two samples have two
     masks: σ_w² is divided by 1-p in q* alone, and c = 1 is no fixed point any more (Schoenholz 2017, §5).
     """
+    check_variances(act, dropout=dropout, q=q, sigma_w2=sigma_w2, sigma_b2=sigma_b2)
+    check_correlation("c", c)
     return _correlation_and_slope(act, c, q, sigma_w2, sigma_b2, dropout)[0]
 
 
@@ -106,6 +109,8 @@ def chi_c(
     act: Activation, c: float, q: float, sigma_w2: float, sigma_b2: float = 0.0, *, dropout: float = 0.0
 ) -> float:
     """The slope of the correlation map at c, q/q* σ_w² E φ'(u)φ'(v); at a fixed point q* = q."""
+    check_variances(act, dropout=dropout, q=q, sigma_w2=sigma_w2, sigma_b2=sigma_b2)
+    check_correlation("c", c)
     return _correlation_and_slope(act, c, q, sigma_w2, sigma_b2, dropout)[1]
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gradstab.theory.activations import Array, activation
-from gradstab.theory.arguments import check_network, lengths_of
+from gradstab.theory.arguments import check_network, checked_knobs, lengths_of
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble
-from gradstab.theory.trajectory import Forward, trajectory
+from gradstab.theory.trajectory import Forward, branch_scale, trajectory
 from gradstab.theory.unit import EPS, BatchNormBefore, build_unit
 from gradstab.theory.variances import Fan, Variances, layer_variances
 
@@ -52,8 +52,8 @@ def predict(
 
     Raises :class:`NoTheory` where there is none, ValueError for what cannot be.
     """
-    check_network(widths, dropout)
-    act_knobs, init_knobs = act_knobs or {}, init_knobs or {}
+    check_network(widths, dropout, norm, norm_position, batch_size, c0)
+    act_knobs, init_knobs = checked_knobs("act_knobs", act_knobs), checked_knobs("init_knobs", init_knobs)
     fans = [Fan(fan_in, fan_out) for fan_in, fan_out in pairwise(widths)]
     depth = len(fans) - 1
     if depth < 1:
@@ -65,7 +65,7 @@ def predict(
     if norm == "batch":
         lengths = lengths.mean(keepdims=True)
     blocks = depth - 1 if residual != "none" else 0
-    scale = _branch_scale(residual, blocks)
+    scale = branch_scale(residual, blocks)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         if init == "lsuv" and dropout:
             plain = build_unit(phi, norm, norm_position, batch_size, 0.0)
@@ -128,15 +128,6 @@ def _through_batches(
     return factors.reshape(variance.shape)
 
 
-def _branch_scale(residual: str, blocks: int) -> float:
-    """s: 1, 1/√blocks or 0 at initialisation."""
-    if residual not in ("none", "add", "scaled", "rezero"):
-        raise ValueError(f"residual={residual}: allowed: none, add, scaled, rezero")
-    if not blocks or residual == "add":
-        return 1.0
-    return 1 / math.sqrt(blocks) if residual == "scaled" else 0.0
-
-
 def _notes(norm: str, init: str, scale: float, smallest: float, batch_size: int | None) -> Iterator[str]:
     """What is taken for granted, one line each; raises :class:`NoTheory` where it is too much."""
     if init in ("orthogonal", "delta_orthogonal", "lsuv"):
@@ -147,7 +138,7 @@ def _notes(norm: str, init: str, scale: float, smallest: float, batch_size: int 
     if scale == 0:
         yield "residual=rezero: branches start at 0, so the gradient passes unchanged"
     if norm == "batch":
-        yield "norm=batch: all pairs of inputs are taken as equally correlated, as real data are only some layers up"
+        yield "norm=batch: inputs are taken as equally long and correlated, as real data are only some layers up"
         if batch_size == 4:
             yield "norm=batch: of 4 samples squared gradients have a mean, but no variance, and most draws are below it"
         if smallest < _LEAST_VARIANCE:

@@ -9,8 +9,10 @@ from itertools import pairwise
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array, activation
+from gradstab.theory.arguments import check_network, check_variances, checked_knobs
 from gradstab.theory.maps import second_moment
 from gradstab.theory.quadrature import gaussian_expectation
+from gradstab.theory.trajectory import branch_scale
 from gradstab.theory.variances import Fan, Variances, layer_variances
 
 _ORDER = 64
@@ -42,16 +44,16 @@ def signal_shares(
     goes too: what tells samples apart is lost after a few ξ_c (Schoenholz et al. 2017, arXiv:1611.01232, §5).
     The arguments are those of :func:`gradstab.theory.predict`; accurate to about 1e-3.
 
-    Raises :class:`NoTheory` for initialisations that mean-field theory has no word on.
+    Raises :class:`NoTheory` for initialisations that mean-field theory has no word on, ValueError for what cannot be.
     """
-    phi = activation(act, **(act_knobs or {}))
+    check_network(widths, dropout, norm, norm_position, c0=c0)
+    check_variances(phi := activation(act, **checked_knobs("act_knobs", act_knobs)), q0=q0)
+    init_knobs = checked_knobs("init_knobs", init_knobs)
     fans = [Fan(fan_in, fan_out) for fan_in, fan_out in pairwise(widths)]
     depth = len(fans) - 1
-    drawn = layer_variances(
-        init, init_knobs or {}, fans, act=act, act_knobs=act_knobs or {}, dropout=dropout, bias=bias
-    )
+    drawn = layer_variances(init, init_knobs, fans, act=act, act_knobs=act_knobs or {}, dropout=dropout, bias=bias)
     blocks = depth - 1 if residual != "none" else 0
-    scale2 = {"scaled": 1 / max(blocks, 1), "rezero": 0.0}.get(residual, 1.0)
+    scale2 = branch_scale(residual, blocks) ** 2
     covariances = _Covariances(phi)
 
     def walk(drawn: Sequence[Variances], rate: float) -> tuple[list[Variances], list[float]]:

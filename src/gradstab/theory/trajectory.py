@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -41,3 +42,12 @@ def trajectory(
             square = forwards[layer](q)
         found.append(q)
     return known, np.stack(found)
+
+
+def branch_scale(residual: str, blocks: int) -> float:
+    """s: 1, 1/√blocks or 0 at initialisation; raises ValueError for a name that is no kind of path."""
+    if residual not in ("none", "add", "scaled", "rezero"):
+        raise ValueError(f"residual={residual}: allowed: none, add, scaled, rezero")
+    if not blocks or residual == "add":
+        return 1.0
+    return 1 / math.sqrt(blocks) if residual == "scaled" else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,12 +11,17 @@ import pytest
 from gradstab.theory import (
     NoTheory,
     activation,
+    batch_norm_rate,
     chi_1,
     chi_c,
     chi_parallel,
     correlation_map,
+    critical_point,
+    critical_sigma_w2,
     depth_scales,
     fixed_points,
+    predict_lenet5,
+    signal_shares,
 )
 from gradstab.theory import length_map as step
 from gradstab.theory.maps import (
@@ -28,6 +34,34 @@ from gradstab.theory.maps import (
 )
 from gradstab.theory.quadrature import gaussian_expectation
 from tests.unit.theory.test_quadrature import NAMES
+
+TANH = activation("tanh")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (lambda: fixed_points(TANH, -1.0), "sigma_w2=-1: has to be a finite number of at least 0"),
+        (lambda: fixed_points(TANH, math.inf), "sigma_w2=inf"),
+        (lambda: fixed_points(TANH, 1.0, -1.0), "sigma_b2=-1"),
+        (lambda: fixed_points("tanh", 1.0), "act='tanh': has to be an Activation"),  # type: ignore[arg-type]
+        (lambda: depth_scales(TANH, 1.0, dropout=1.0), "dropout=1: has to be at least 0 and below 1"),
+        (lambda: depth_scales(TANH, 1.0, dropout=-1.0), "dropout=-1"),
+        (lambda: critical_sigma_w2(TANH, 0.0, 2.0), "dropout=2"),
+        (lambda: critical_point(TANH, -1.0), "sigma_b2=-1"),
+        (lambda: correlation_map(TANH, 2.0, 1.0, 1.0), "c=2: has to be a correlation between -1 and 1"),
+        (lambda: chi_c(TANH, 0.5, 1.0, 1.0, dropout=1.0), "dropout=1"),
+        (lambda: batch_norm_rate(TANH, 32, dropout=1.0), "dropout=1"),
+        (lambda: predict_lenet5(act="relu", q0=1.0, correlations=(2.0, 0.5)), "correlations=2"),
+        (lambda: signal_shares(act="tanh", widths=[4, 8, 2], q0=-1.0, c0=0.5, dropout=0.1), "q0=-1"),
+        (lambda: signal_shares(act="tanh", widths=[4, 0, 2], q0=1.0, c0=0.5, dropout=0.1), "widths="),
+        (lambda: signal_shares(act="tanh", widths=[4, 8, 2], q0=1.0, c0=0.5, dropout=0.1, residual="x"), "residual=x"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(asked: Callable[[], object], said: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=said) as told:
+        asked()
+    assert "\n" not in str(told.value)
 
 
 def test_selu_moment_map_has_the_published_jacobian() -> None:

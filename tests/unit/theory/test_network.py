@@ -87,7 +87,7 @@ def test_batch_norm(act: str, phi: Any, net: Any, theory: Any) -> None:
     logs = mean_log_profile(2, 32, widths, phi, before=batch_norm, **net)
     predicted = predict(act=act, widths=widths, q0=1.0, norm="batch", batch_size=32, **theory)
     assert predicted.depth_factor == pytest.approx(depth_factor(logs), rel=0.01)
-    assert any("equally correlated" in note for note in predicted.notes)
+    assert any("equally long and correlated" in note for note in predicted.notes)
 
 
 def test_batch_norm_has_a_theory_down_to_a_few_eps() -> None:
@@ -344,6 +344,20 @@ def test_few_lengths_predict_what_many_do(monkeypatch: pytest.MonkeyPatch, depth
         ({"widths": [3, 0, 2]}, ValueError, r"widths=\[3, 0, 2\]: have to be whole numbers of at least 1"),
         ({"widths": [3, 2.5, 2]}, ValueError, "whole numbers"),
         ({"dropout": 1.0}, ValueError, "dropout=1: has to be at least 0 and below 1"),
+        ({"norm": "layer", "norm_position": "middle"}, ValueError, "norm_position=middle: allowed: before, after"),
+        ({"norm": "bacth"}, ValueError, "norm=bacth: allowed: none, batch, layer"),
+        ({"norm": "batch", "batch_size": 32.5}, ValueError, "batch_size=32.5: has to be a whole number"),
+        ({"norm": "batch", "c0": -3.0}, ValueError, "c0=-3: has to be a correlation between -1 and 1"),
+        ({"init_knobs": {"gian": 2.0}}, ValueError, "init_knobs: gian is not known; allowed: gain, std"),
+        ({"act_knobs": {"slop": 2.0}}, ValueError, "act_knobs: slop is not known; allowed: slope, alpha"),
+        ({"init_knobs": {"gain": math.nan}}, ValueError, "init_knobs: gain=nan: has to be a finite number"),
+        (
+            {"init": "variance", "init_knobs": {"sigma_w2": -1.0}},
+            ValueError,
+            "init_knobs: sigma_w2=-1: has to be a finite number of at least 0",
+        ),
+        ({"residual": "foo"}, ValueError, "residual=foo: allowed: none, add, scaled, rezero"),
+        ({"norm": "layer", "widths": [4, 2, 8, 3]}, NoTheory, "norm=layer over 2 numbers: it takes two directions"),
         ({"dropout": -0.1}, ValueError, "dropout=-0.1"),
         ({"init": "normal"}, ValueError, "init_knobs: init=normal needs std"),
         ({"init": "uniform"}, ValueError, "init_knobs: init=uniform needs bound"),
