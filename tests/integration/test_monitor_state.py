@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gradstab import watch
 from gradstab.errors import ConfigError, GradstabError
@@ -220,3 +224,173 @@ def test_nothing_is_taken_once_it_is_closed(tmp_path: Path) -> None:
         with pytest.raises(GradstabError, match="this monitor is closed"):
             call()
     assert not optimizer._optimizer_step_pre_hooks
+
+
+class Counted(nn.Module):
+    """A checkpointed block with running averages and masks, which a recomputation too many would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.block = nn.Sequential(
+            nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Sigmoid(), nn.Dropout(0.3), nn.Linear(6, 5), nn.Tanh()
+        )
+        self.head = nn.Linear(5, 3)
+
+    def run(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        out: Tensor = self.block(x)
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(checkpoint(self.run, x, use_reentrant=False, preserve_rng_state=False))
+        return out
+
+
+def _trained(directory: Path | None) -> tuple[int, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model = Counted()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = None if directory is None else watch(model, directory, optimizer=optimizer, every=2)
+    for step in range(5):
+        x, y = batch(step)
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        if monitor is not None:
+            monitor.step(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    if monitor is not None:
+        monitor.close()
+    return model.calls, model.state_dict()
+
+
+def test_a_checkpointed_network_is_recomputed_no_more_often_than_bare(tmp_path: Path) -> None:
+    calls, state = _trained(None)
+    watched_calls, watched = _trained(tmp_path / "run")
+    assert watched_calls == calls == 10
+    assert all(torch.equal(value, watched[name]) for name, value in state.items())
+    saturated = read_records(tmp_path / "run").vectors["saturated_fraction"]
+    assert saturated.steps.tolist() == [0, 2, 4]
+    assert np.isfinite(saturated.values).all()
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_hooks_that_come_between_a_checkpointed_pass_and_its_gradient_do_no_harm(tmp_path: Path, every: int) -> None:
+    model = nn.ModuleDict({"generator": mlp(4, 6, 4), "critic": mlp(4, 6, 1)})
+    generator, critic = (torch.optim.SGD(part.parameters(), lr=0.01) for part in model.values())
+    with watch(model, tmp_path / "run", optimizer=[generator, critic], every=every) as monitor:
+        for step in range(7):
+            fake = checkpoint(model["generator"], batch(step)[0], use_reentrant=False)
+            loss = model["critic"](fake.detach()).mean()
+            loss.backward()
+            monitor.step(loss, optimizer=critic)
+            critic.step()
+            critic.zero_grad()
+            loss = -model["critic"](fake).mean()
+            loss.backward()
+            monitor.step(loss, optimizer=generator)
+            generator.step()
+            generator.zero_grad()
+    assert read_records(tmp_path / "run").scalars["train/loss"].steps.tolist() == list(range(7))
+
+
+def test_hooks_on_saved_tensors_change_no_slope(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, found, seen = mlp(4, 6, 3), [], []
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[-1] += 1
+        return torch.zeros_like(tensor)
+
+    for name in ("plain", "lossy"):
+        seen.append(0)
+        with watch(model, tmp_path / name) as monitor, contextlib.ExitStack() as stack:
+            if name == "lossy":
+                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
+            loss = F.cross_entropy(model(batch(0)[0]), batch(0)[1])
+            stack.close()
+            loss.backward()
+            monitor.step(loss)
+        found.append(read_records(tmp_path / name).vectors["dead_fraction"].values.tolist())
+    seen.append(0)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        F.cross_entropy(model(batch(0)[0]), batch(0)[1])
+    assert found[0] == found[1]
+    assert seen[1] == seen[2]
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_monitor_that_nobody_holds_lets_go_of_its_network_and_ends_its_record(tmp_path: Path, followed: bool) -> None:
+    def training() -> weakref.ref[nn.Module]:
+        model = mlp(4, 6, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        monitor = watch(model, tmp_path / "run", optimizer=optimizer if followed else None)
+        x, y = batch(0)
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        monitor.step(loss)
+        optimizer.step()
+        return weakref.ref(model)
+
+    model = training()
+    gc.collect()
+    assert model() is None
+    assert read_run(tmp_path / "run")["status"] == "completed"
+    assert read_records(tmp_path / "run").scalars["train/loss"].steps.tolist() == [0]
+
+
+class Odd(nn.Module):
+    """A layer whose output is sparse, or a container that holds itself."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, context: dict[str, Any], x: Tensor) -> Any:
+        y = x @ self.weight
+        if self.kind == "cyclic":
+            context["y"] = y
+            return context
+        return y.relu().to_sparse() if self.kind == "coo" else y
+
+
+@pytest.mark.parametrize("kind", ["coo", "cyclic", "dense"])
+def test_outputs_that_are_sparse_or_hold_themselves_do_not_end_training(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    model = Odd(kind)
+    context: dict[str, Any] = {}
+    context["itself"] = context
+    with watch(model, tmp_path / "run") as monitor:
+        out = model(context, torch.randn(5, 4))
+        out = out["y"] if kind == "cyclic" else out.to_dense() if kind == "coo" else out
+        loss = out.square().mean()
+        loss.backward()
+        monitor.step(loss)
+    vectors = read_records(tmp_path / "run").vectors
+    assert ("signal_grad_norm" in vectors) == (kind != "coo")
+    assert vectors["grad_norm"].values[0] > 0
+
+
+def test_a_loss_given_as_a_number_keeps_its_digits_whatever_the_default_type(tmp_path: Path) -> None:
+    model = mlp(4, 6, 3)
+    torch.set_default_dtype(torch.float16)
+    try:
+        with watch(model, tmp_path / "run", every=None) as monitor:
+            for value in (70000.0, 1.2345678):
+                F.cross_entropy(model(batch(0)[0].float()), batch(0)[1]).backward()
+                monitor.step(value)
+                model.zero_grad()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert read_records(tmp_path / "run").scalars["train/loss"].values == pytest.approx([70000, 1.2345678], rel=1e-6)
+
+
+@pytest.mark.parametrize("given", ["x", None])
+def test_a_supplied_loss_is_checked_before_there_is_a_step(tmp_path: Path, given: Any) -> None:
+    with watch(mlp(4, 6, 3), tmp_path / "run") as monitor, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ConfigError, match="loss="):
+            monitor.supply(given)
+        monitor.close()

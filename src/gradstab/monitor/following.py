@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ class Followed:
         ]
         trainable = [p for p in parameters if p.requires_grad]
         for parameter in {id(p): p for p in (*trainable[:1], *trainable[-1:])}.values():
-            hooks.append(parameter.register_post_accumulate_grad_hook(self._on_gradient))  # type: ignore[no-untyped-call]
+            hooks.append(parameter.register_post_accumulate_grad_hook(_counting(self)))  # type: ignore[no-untyped-call]
 
     def _remove(self, optimizer: Optimizer) -> None:
         self.optimizers[:] = [other for other in self.optimizers if other is not optimizer]
@@ -86,9 +87,6 @@ class Followed:
         self._idle += 1
         return self._idle >= IDLE_STEPS
 
-    def _on_gradient(self, _parameter: Tensor) -> None:
-        self.backwards += 1
-
     def _before(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         self._inside, self._idle = True, -1
         self._on_step(optimizer, False)
@@ -96,6 +94,17 @@ class Followed:
     def _after(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         self._inside = False
         self._on_step(optimizer, True)
+
+
+def _counting(followed: Followed) -> Callable[[Tensor], None]:
+    """A hook that counts a backward pass; no garbage collector sees what a parameter's hooks hold on to."""
+    whose = weakref.ref(followed)
+
+    def hook(_parameter: Tensor) -> None:
+        if (counter := whose()) is not None:
+            counter.backwards += 1
+
+    return hook
 
 
 def coupled_decay(optimizers: Sequence[Optimizer], layers: Sequence[WatchedLayer]) -> float:

@@ -114,7 +114,7 @@ class Monitor(Closing):
     def supply(self, loss: Tensor | float) -> None:
         """Give the loss of the step recorded last, where :meth:`step` had none."""
         self._book.check_open()
-        value = as_scalar(loss, self._norms.device)
+        value = as_scalar(loss, self._norms.device, known=True)
         if self._row is not None:
             self._row.learn(value)
 

@@ -142,9 +142,9 @@ def learning_rate(optimizers: Sequence[Optimizer]) -> float | None:
     return float(optimizers[0].param_groups[0]["lr"]) if optimizers and "lr" in optimizers[0].param_groups[0] else None
 
 
-def as_scalar(loss: Tensor | float | None, device: torch.device) -> Tensor:
-    """A loss as a 0-d tensor on the device, NaN for None."""
-    if loss is None:
+def as_scalar(loss: Tensor | float | None, device: torch.device, *, known: bool = False) -> Tensor:
+    """A loss as a 0-d tensor on the device; NaN for None, where it need not be ``known``."""
+    if loss is None and not known:
         return torch.full((), math.nan, device=device)
     if not isinstance(loss, Tensor):
         wide = torch.float32 if device.type == "mps" else torch.float64
