@@ -103,8 +103,10 @@ def _rate_candidates(
         wild = "overshoot" in rules or too_large[0].value >= WILD * too_large[0].threshold
         if fit > LEAST_RATE:
             reason = "steps that a chain of this depth stands"
-            words = (f"optimizer.lr={float(f'{rate * fit:.1g}'):g}",)
-            yield Candidate(words, reason, about_depth=False, first=wild and high)
+            # The first step tells what cannot work; what does, where it is far off, the optimizer's own rate.
+            smaller = min(rate * fit, usual) if high else rate * fit
+            words = (f"optimizer.lr={float(f'{smaller:.1g}'):g}",)
+            yield Candidate(words, reason, about_depth=False, first=high and (wild or rate >= WILD**2 * usual))
         if not wild:
             yield Candidate(("model.residual=scaled",), "skip paths, with which networks stand larger steps")
     elif tiny and config.schedule.name != "constant":
@@ -134,6 +136,8 @@ def _usual_rate(config: Config) -> float:
 
 def _depth_candidates(config: Config) -> Iterator[Candidate]:
     """Networks whose gradient may pass: first the same one drawn otherwise, then others."""
+    if reset := _gain_reset(config):
+        yield Candidate(reset, "weights as large as the init draws them by itself")
     # Behind a norm the scale of weights means nothing.
     initial = _critical_overrides(config) if config.model.knobs.get("norm", "none") == "none" else ()
     if initial:
@@ -144,7 +148,6 @@ def _depth_candidates(config: Config) -> Iterator[Candidate]:
         yield Candidate(("model.residual=scaled", *initial), "skip paths and critical weights")
     yield Candidate(("model.norm=layer",), "normalised pre-activations")
     yield Candidate(("model.norm=batch",), "pre-activations normalised over the batch")
-    reset = _gain_reset(config)
     yield Candidate(("act=relu", "init=kaiming_normal", *reset), "the pair that keeps variances")
     yield Candidate(("act=tanh", "init=critical", *reset), "a bounded activation at its edge of chaos")
 

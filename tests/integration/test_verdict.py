@@ -25,6 +25,7 @@ SMALL = ("model.width=32", "device=cpu", "steps=30", "eval_every=10")
         (("model.depth=12", "act=sigmoid", "init=xavier_normal"), "vanishing"),
         (("model.depth=40", "act=tanh", "init=lecun_normal", "init.gain=2", "optimizer.lr=1e-6"), "exploding"),
         (("model.depth=3", "init=zeros"), "vanishing"),
+        (("model.depth=3", "init=zeros", "act=sigmoid"), "vanishing"),
         (("model.depth=3", "optimizer.lr=1e-9"), "not_learning"),
         (("model.depth=40", "model.dropout=0.3", "act=tanh", "init=critical"), "vanishing"),
         (("model.depth=10", "init.gain=30", "on_divergence=skip"), "non_finite"),

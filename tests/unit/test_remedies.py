@@ -80,13 +80,19 @@ def test_what_theory_predicts_is_what_the_pasted_configuration_gets(configure: C
 
 def test_the_smallest_change_that_theory_trusts_comes_first(configure: Compose, inputs: Inputs) -> None:
     remedies = remedies_for(configure("act=tanh", "init=xavier_normal", "init.gain=0.5"), inputs, found("vanishing"))
+    assert [r.overrides for r in remedies[:2]] == [("init.gain=1",), ("init=critical", "init.gain=1")]
+    # What the init draws by itself vanishes, too.
+    remedies = remedies_for(configure("model.depth=40", "init=default", "init.gain=0.5"), inputs, found("vanishing"))
     assert remedies[0].overrides == ("init=critical", "init.gain=1")
+    # Isometric by itself, which a critical variance is only on average.
+    words = ("act=identity", "init=orthogonal", "init.gain=0.7", "model.depth=40", "optimizer=nesterov")
+    assert remedies_for(configure(*words), inputs, found("vanishing"))[0].overrides == ("init.gain=1",)
 
 
 def test_units_that_died_in_an_explosion_are_offered_smaller_weights_first(configure: Compose, inputs: Inputs) -> None:
     # With slopes below 0 instead, this network diverges at its fifth step.
     remedies = remedies_for(configure("model=lenet5", "init.gain=3"), inputs, found("exploding", "dead_units"))
-    assert remedies[0].overrides == ("init=critical", "init.gain=1")
+    assert remedies[0].overrides == ("init.gain=1",)
     alone = remedies_for(configure("model=lenet5"), inputs, found("dead_units"))
     assert alone[0].overrides == ("act=leaky_relu",)
 
@@ -237,6 +243,10 @@ RULES = {
         ("model.residual=add optimizer.lr=2", {"overshoot": 128006}, "0.00023"),
         ("model.norm=batch optimizer.lr=0.2", {"overshoot": 31}, "0.01"),
         ("act=gelu init=critical model.depth=10 optimizer.lr=1", {"overshoot": 1873, "large_steps": 1023}, "0.001"),
+        # At most the optimizer's own, where the rate is far from that: of what the first step lets pass, most diverges.
+        ("act=relu optimizer.lr=5", {"overshoot": 3000, "large_steps": 300}, "0.01"),
+        ("act=gelu optimizer.lr=3", {"large_steps": 4}, "0.01"),
+        ("act=gelu optimizer.lr=0.5", {"large_steps": 4}, None),
         # A rate as usual is not what is wrong.
         ("init.gain=3 model.depth=5", {"overshoot": 3000, "large_steps": 30}, None),
         # A gradient that needs more than ten times a usual rate is not the rate's fault either.
@@ -252,7 +262,8 @@ def test_the_rate_comes_first_where_it_is_what_is_wrong(
         if rule in values
     ]
     remedy = remedies_for(configure(*overrides.split()), inputs, Verdict(199, tuple(findings)))[0]
-    assert remedy.overrides == ((f"optimizer.lr={first}",) if first else ("init=critical", "init.gain=1"))
+    other = ("init.gain=1",) if "gain" in overrides else ("model.residual=scaled",)
+    assert remedy.overrides == ((f"optimizer.lr={first}",) if first else other)
 
 
 def rates(remedies: Sequence[Remedy]) -> list[str]:

@@ -156,7 +156,8 @@ def _output_starts_at_zero(profile: Profile) -> bool:
     weights, gradients = profile.vectors.get("weight_norm"), profile.vectors.get("grad_norm")
     if not profile.first or weights is None or gradients is None:
         return False
-    return bool(weights[-1] == 0 and gradients[-1] > 0)
+    # Where hidden weights are 0 as well, all units of a layer stay the same.
+    return bool(weights[-1] == 0 and gradients[-1] > 0 and weights[:-1].any())
 
 
 def _least(profile: Profile, t: Thresholds) -> float:
