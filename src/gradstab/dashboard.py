@@ -14,18 +14,19 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MultilineChartContent
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
+CHARTS = ("grad_norm", "signal_grad_norm", "activation_std")
 DEPTH_PROFILE = "depth_profile_log10/"
 METRICS = ("test/accuracy", "test/loss", "depth_factor")
 
 
-def layout(quantities: Sequence[str]) -> Summary:
-    """A custom-scalar layout: for each quantity one chart with the lines of all layers, and the losses."""
+def layout() -> Summary:
+    """A custom-scalar layout: for some quantities one chart with the lines of all layers, and the losses."""
 
     def chart(title: str, *tags: str) -> Chart:
         return Chart(title=title, multiline=MultilineChartContent(tag=tags))
 
     title = "log10 signal grad norm over layers (the axis is the layer's index, not the step)"
-    depth = [chart(name.replace("_", " "), rf"^{name}/\d+") for name in quantities]
+    depth = [chart(name.replace("_", " "), rf"^{name}/\d+") for name in CHARTS]
     depth.append(chart(title, f"^{DEPTH_PROFILE}"))
     overall = [
         chart("loss", r"^train/loss$", r"^test/loss$"),

@@ -24,7 +24,6 @@ from gradstab.progress import Display, Outcome, Plan, Progress
 from gradstab.report.history import Pictures
 from gradstab.training import fit
 
-CHARTS = ("grad_norm", "signal_grad_norm", "activation_std")
 _STATE = ("step", "seconds", "parts", "stream", "recorder", "judge", "pictures", "progress", "keeper", "events", "best")
 
 
@@ -76,7 +75,7 @@ class Session:
         ``differing`` names the settings that other runs beside this one have otherwise.
         """
         if self.parts.measure_norms:
-            self.writer.write_summary(dashboard.layout(CHARTS))
+            self.writer.write_summary(dashboard.layout())
         beside = ("quiet", "out_dir")
         settings = {
             key: value

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from gradstab import watch
@@ -329,3 +331,39 @@ def test_what_cannot_be_is_told_in_one_line(
     with pytest.raises(ConfigError) as raised:
         wrong(mlp())
     assert str(raised.value).startswith(line)
+
+
+@pytest.mark.parametrize("steps", [499, 500])
+def test_tensorboard_gets_pictures_of_runs_that_are_not_over_at_once(tmp_path: Path, steps: int) -> None:
+    model = mlp()
+    with watch(model, tmp_path / "run", every=100) as monitor:
+        for _ in range(steps):
+            loss = model(torch.ones(2, 4)).square().mean()
+            loss.backward()
+            monitor.step(loss)
+            model.zero_grad()
+    found = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert "custom_scalars__config__" in found.Tags()["tensors"]
+    assert found.Tags()["images"] == (["depth/heatmap", "depth/profile"] if steps >= 500 else [])
+    profile = [tag for tag in found.Tags()["scalars"] if tag.startswith("depth_profile_log10/")]
+    assert bool(profile) == (steps >= 500)
+    last = read_records(tmp_path / "run").vectors["signal_grad_norm"].values[-1]
+    if profile:
+        drawn = [event.value for event in found.Scalars("depth_profile_log10/last")]
+        assert drawn == pytest.approx(np.log10(last).tolist(), rel=1e-5)
+
+
+def test_pictures_that_cannot_be_drawn_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: object) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("gradstab.report.history.tensorboard_images", broken)
+    monkeypatch.setattr("gradstab.monitor.book.PICTURED", 1)
+    model = mlp()
+    with watch(model, tmp_path / "run") as monitor:
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        monitor.step(loss)
+    record = read_run(tmp_path / "run")
+    assert record["status"] == "completed"
+    assert "there are no pictures for TensorBoard (ValueError: no ink)" in record["notes"]

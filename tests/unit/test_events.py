@@ -134,7 +134,7 @@ def test_the_layout_draws_all_layers_in_one_chart() -> None:
 
     from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-    value = dashboard.layout(["grad_norm"]).value[0]
+    value = dashboard.layout().value[0]
     assert value.tag == "custom_scalars__config__"
     layout = Layout.FromString(value.tensor.string_val[0])
     chart = layout.category[0].chart[0]

@@ -48,7 +48,7 @@ LAYERS = [
     {"candidates", "remedies"},
     {"measure.recorder"},
     {"parts", "progress"},
-    {"training", "monitor", "forensics"},
+    {"training", "forensics"},
     {
         "console",
         "assembly",
@@ -56,6 +56,7 @@ LAYERS = [
         "draws",
         "probing",
         "report",
+        "monitor",
         "session",
         "replay",
         "catching",

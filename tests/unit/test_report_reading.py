@@ -39,7 +39,7 @@ def _write(folder: Path, steps: int = 40) -> Path:
     """Records of several kinds, in turns: plain and measured steps, evaluations, hyperparameters, a picture."""
     rng = np.random.default_rng(0)
     writer = EventWriter(folder, layer_tags(["hidden"] * 3 + ["output"]))
-    writer.write_summary(dashboard.layout(["grad_norm"]))
+    writer.write_summary(dashboard.layout())
     for step in (*range(steps), 127, 128, 20_000, 3_000_000):
         vectors = {"grad_norm": rng.standard_normal(4)}
         if step % 5 == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ from pathlib import Path
 from torch import nn
 from torch.optim import Optimizer
 
-from gradstab import run_directory
+from gradstab import dashboard, run_directory
 from gradstab.claims import claim
 from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.config.verdict_options import Thresholds
-from gradstab.errors import ConfigError, GradstabError
+from gradstab.errors import GradstabError
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.quantities import Norms
 from gradstab.measure.recorder import Recorder, StepRecord
@@ -26,7 +26,10 @@ from gradstab.monitor.ledger import Ledger
 from gradstab.monitor.record import closing_record, opening_record
 from gradstab.monitor.rows import Row
 from gradstab.monitor.settings import NOT_IN_SERIES
+from gradstab.report.history import Pictures
 
+# From so many steps on a run gets pictures in TensorBoard.
+PICTURED = 500
 # Optimizers whose steps keep their size too, and which gradstab has no option for.
 ADAPTIVE_ELSEWHERE = ("adafactor", "adadelta", "rprop", "lion", "lamb", "lars", "shampoo", "soap", "sophia", "prodigy")
 
@@ -54,6 +57,7 @@ class Book:
         self._record = opening_record(model, chance_loss) | {"thresholds": thresholds.knobs}
         self._trouble = ""
         self._opened: tuple[Recorder, Ledger, Judge] | None = None
+        self._pictures: Pictures | None = None
 
     def check_open(self) -> None:
         """Raises :class:`GradstabError` once the record has ended."""
@@ -173,6 +177,7 @@ class Book:
             if self._trouble and status == "completed":
                 status, reason = "failed", self._trouble
             recorder.flush()
+            self._draw(recorder.recorded_steps)
             record = self._record | closing_record(recorder, ledger, status, reason)
             record["seconds"] = time.perf_counter() - self._started
             if self._evaluation is not None:
@@ -181,6 +186,17 @@ class Book:
                 record["verdict"] = judge.verdict().to_dict()
             run_directory.write_run(self.directory, record | {"notes": self.notes})
         return recorder.recorded_steps
+
+    def _draw(self, steps: int) -> None:
+        """TensorBoard's pictures: at the end alone, as they take a second, and not of what is over at once."""
+        if self._pictures is None or steps < PICTURED:
+            return
+        try:
+            self._pictures.finish()
+        except OSError:
+            raise
+        except Exception as error:
+            self.notes.append(f"there are no pictures for TensorBoard ({type(error).__name__}: {error})")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -204,34 +220,10 @@ class Book:
             )
             with self._writing():
                 ledger = Ledger(self.directory, norms.tags, judge, depth=norms.depth, scaled=self._scaled)
-            self._opened = Recorder(norms, ledger, skip_non_finite=True), ledger, judge
+                ledger.write_summary(dashboard.layout())
+            self._pictures = Pictures(ledger, norms.tags, None, after=math.inf)
+            recorder = Recorder(norms, ledger, skip_non_finite=True, observers=[self._pictures])
+            self._opened = recorder, ledger, judge
             for evaluation in self._evaluations:
                 self._opened[0].write_evaluation(*evaluation)
         return self._opened
-
-
-def make_directory(directory: str | Path | None) -> Path:
-    """The run's own directory, made; a new one under outputs/watch for None."""
-    if directory is not None and not isinstance(directory, str | os.PathLike):
-        raise ConfigError(f"directory={directory!r}: has to be a path, or None for a new one under outputs/watch")
-    try:
-        path = Path(directory or f"outputs/watch/{run_directory.new_name()}").expanduser()
-        if run_directory.holds_run(path):
-            status = run_directory.status_of(path)
-            raise ConfigError(f"directory={path}: holds a run already ({status}); choose another, or remove it")
-        run_directory.create(path)
-    except ConfigError as error:
-        raise ConfigError(*(problem.replace("out_dir=", "directory=") for problem in error.problems)) from error
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"directory={str(directory)!r}: cannot be a path ({error})") from error
-    if any(path.glob("events.out.tfevents.*")):
-        raise ConfigError(f"directory={path}: holds an event file already; choose another, or remove it")
-    try:
-        # Of several processes that come at once, one gets it.
-        with (path / run_directory.RUN_FILE).open("x", encoding="utf-8") as file:
-            file.write('{"status": "running", "watched": true}\n')
-    except FileExistsError:
-        raise ConfigError(f"directory={path}: holds a run already (running); choose another, or remove it") from None
-    except OSError as error:
-        raise ConfigError(f"directory={path}: cannot be written to ({error.strerror})") from error
-    return path

@@ -155,12 +155,12 @@ def tensorboard_images(history: History, theory: Mapping[str, Any] | None) -> di
 class Pictures:
     """Observes a run, and writes its pictures into its event file now and then and at the end.
 
-    The first come after ``after`` steps, others whenever the run is twice as long as at the last: their number grows
-    with its logarithm. ``theory`` is what run.json holds under that key.
+    The first come after ``after`` steps (inf: at the end alone), others whenever the run is twice as long as at the
+    last: their number grows with its logarithm. ``theory`` is what run.json holds under that key.
     """
 
     def __init__(
-        self, writer: EventWriter, layers: Sequence[str], theory: Mapping[str, Any] | None, after: int
+        self, writer: EventWriter, layers: Sequence[str], theory: Mapping[str, Any] | None, after: float
     ) -> None:
         self._next = after
         self._writer = writer
