@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format bench dashboard wheel-check clean
+.PHONY: help setup train test test-slow lint format bench dashboard wheel-check clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -28,6 +28,9 @@ train: $(READY)  ## Train the default network on the embedded digits
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n 2
+
+test-slow: $(READY)  ## Run the tests that `make test` leaves out: sweeps killed on the way, on Ray too
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(READY)  ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -436,7 +436,7 @@ if __name__ == "__main__":
     [
         *(("joblib", how) for how in ("ctrl-c", "kill -9")),
         *(("submitit_local", how) for how in ("ctrl-c", "kill -9")),
-        ("ray", "ctrl-c"),
+        pytest.param("ray", "ctrl-c", marks=pytest.mark.slow),
     ],
 )
 def test_workers_end_in_order_with_whoever_started_them(name: str, how: str, tmp_path: Path) -> None:

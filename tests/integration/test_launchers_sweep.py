@@ -147,6 +147,7 @@ def two_nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_cell_whose_ray_node_dies_goes_on_on_another(here: Here, tmp_path: Path, two_nodes: Any) -> None:
     second = two_nodes.add_node(num_cpus=1)
     words = ["hydra/launcher=ray", f"hydra.launcher.address={two_nodes.address}"]
@@ -156,6 +157,7 @@ def test_a_cell_whose_ray_node_dies_goes_on_on_another(here: Here, tmp_path: Pat
     _same_as_alone(here, tmp_path, tmp_path / "killed", cell)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "number"),
     [

@@ -178,6 +178,7 @@ def test_a_run_goes_on_bit_for_bit(
     assert completed or "experiment=exploding" in texts
 
 
+@pytest.mark.slow
 def test_thirty_kills_lose_nothing(tmp_path: Path) -> None:
     """SIGKILL at any moment: what is left can be read, and the run goes on to the end of one that was left in peace."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.integration.killing", str(tmp_path)]

@@ -117,6 +117,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(start: Start, tmp_path: Path) -> Non
     assert status_of(tmp_path / "run") == "interrupted"
 
 
+@pytest.mark.slow
 def test_signals_at_random_moments_leave_nothing_broken(start: Start, tmp_path: Path) -> None:
     """From the interpreter's start over building and training to the pictures and the verdict at the end."""
     words = ("train", "steps=30", "device=cpu", "model.depth=3", "model.width=8", "eval_every=10", "checkpoint.every=9")

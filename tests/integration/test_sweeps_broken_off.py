@@ -71,7 +71,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome(folder / "s")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_the_union_of_two_halves_is_the_whole(
     here: Here, tmp_path: Path, uninterrupted: dict[str, Any], number: signal.Signals
 ) -> None:
@@ -122,6 +124,7 @@ def test_two_commands_at_once_share_the_cells(tmp_path: Path) -> None:
         assert "6 completed" in output
 
 
+@pytest.mark.slow
 def test_five_hundred_cells(here: Here, tmp_path: Path) -> None:
     tiny = ("model.depth=1", "model.width=2", "steps=1", "measure=none", "images_after=null", "checkpoint.every=null")
     words = ("data=line", "loss=mse", "device=cpu", "seed=range(0,500)", "out_dir=s", "quiet=true")
@@ -152,7 +155,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True, timeout=30)
 
 
-@pytest.mark.parametrize("room", [0, 100_000, 300_000])
+@pytest.mark.parametrize("room", [0, pytest.param(100_000, marks=pytest.mark.slow), 300_000])
 def test_a_full_disk_is_one_clear_error(here: Here, small_disk: Path, room: int) -> None:
     words = ("model.depth=6", "model.width=8", "steps=60", "measure=full", "device=cpu", "images_after=null")
     command = ("train", "-m", *words, "measure.every=1", "seed=0,1,2,3,4,5,6,7,8,9", f"out_dir={small_disk}/s")
