@@ -52,10 +52,11 @@ def check_rate(dropout: float) -> None:
         raise ValueError(f"dropout={dropout:g}: has to be at least 0 and below 1")
 
 
-def check_correlation(name: str, value: float) -> None:
+def check_correlation(name: str, *values: float) -> None:
     """Raises ValueError for what is no correlation."""
-    if not abs(value) <= 1 + 1e-6:
-        raise ValueError(f"{name}={value:g}: has to be a correlation between -1 and 1")
+    for value in values:
+        if not abs(value) <= 1 + 1e-6:
+            raise ValueError(f"{name}={value:g}: has to be a correlation between -1 and 1")
 
 
 def check_variances(act: Activation, *, dropout: float = 0.0, **variances: float) -> None:

@@ -119,8 +119,7 @@ def predict_lenet5(
             "which the images decide; measure it with window_correlation"
         )
     check_network((in_channels, out_features), dropout)
-    for value in correlations:
-        check_correlation("correlations", value)
+    check_correlation("correlations", *correlations)
     act_knobs, init_knobs = checked_knobs("act_knobs", act_knobs), checked_knobs("init_knobs", init_knobs)
     phi = activation(act, **act_knobs)
     units: list[Unit] = [Dropped(unit, dropout) for unit in _units(phi, pooling, correlations)]
