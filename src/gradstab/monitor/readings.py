@@ -201,12 +201,12 @@ def outputs_of(module: nn.Module, output: object) -> list[Tensor]:
     """
     found = (leaf.data if isinstance(leaf, PackedSequence) else leaf for leaf in _leaves(output))
     chosen = list(found) if isinstance(module, nn.RNNBase) else list(itertools.islice(found, 1))
-    return [h for h in chosen if shows_numbers(h) or (h.is_complex() and h.numel())]
+    return [h for h in chosen if is_dense(h) and (h.is_floating_point() or h.is_complex())]
 
 
-def shows_numbers(h: Tensor) -> bool:
-    """Whether a tensor holds floating-point numbers, one beside the other."""
-    return h.layout is torch.strided and not h.is_nested and h.numel() > 0 and h.is_floating_point()
+def is_dense(h: Tensor) -> bool:
+    """Whether a tensor holds its numbers one beside the other, and any at all."""
+    return h.layout is torch.strided and not h.is_nested and h.numel() > 0
 
 
 def _leaves(value: object, above: tuple[object, ...] = ()) -> Iterator[Tensor | PackedSequence]:

@@ -195,7 +195,9 @@ class Signals:
 
     def _on_phi_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Slopes are taken before the activation runs: in place, it would overwrite its input."""
-        if not _looking() or not args or not isinstance(args[0], Tensor) or not readings.shows_numbers(args[0]):
+        if not _looking() or not args or not isinstance(args[0], Tensor):
+            return
+        if not readings.is_dense(args[0]) or not args[0].is_floating_point():
             return
         layer, call = self._source(module, args[0])
         if layer is None or call is None or call.statistics is not None:

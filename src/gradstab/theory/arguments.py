@@ -39,6 +39,8 @@ def check_network(
         raise ValueError(f"norm_position={norm_position}: allowed: {', '.join(_POSITIONS)}")
     if batch_size is not None and (batch_size < 1 or batch_size != int(batch_size)):
         raise ValueError(f"batch_size={batch_size}: has to be a whole number of at least 1, or None")
+    if math.isnan(c0):
+        raise NoTheory("c0: the inputs' correlation is not known")
     check_correlation("c0", c0)
     if norm == "layer" and min(widths[1:-1], default=LEAST_NORMED) < LEAST_NORMED:
         raise NoTheory(

@@ -347,6 +347,7 @@ def test_few_lengths_predict_what_many_do(monkeypatch: pytest.MonkeyPatch, depth
         ({"norm": "layer", "norm_position": "middle"}, ValueError, "norm_position=middle: allowed: before, after"),
         ({"norm": "bacth"}, ValueError, "norm=bacth: allowed: none, batch, layer"),
         ({"norm": "batch", "batch_size": 32.5}, ValueError, "batch_size=32.5: has to be a whole number"),
+        ({"norm": "batch", "c0": math.nan}, NoTheory, "c0: the inputs' correlation is not known"),
         ({"norm": "batch", "c0": -3.0}, ValueError, "c0=-3: has to be a correlation between -1 and 1"),
         ({"init_knobs": {"gian": 2.0}}, ValueError, "init_knobs: gian is not known; allowed: gain, std"),
         ({"act_knobs": {"slop": 2.0}}, ValueError, "act_knobs: slop is not known; allowed: slope, alpha"),
