@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,24 +49,23 @@ class History:
 
     def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
         """Take one step's values, as the event file gets them; steps come in order."""
-        del scalars
         if "grad_norm" in vectors:
-            self._add(step, vectors["grad_norm"])
+            # Where the whole norm is finite, so is each layer's.
+            whole = scalars.get("global_grad_norm/pre_clip", math.nan)
+            self._add(step, vectors["grad_norm"], finite=math.isfinite(whole))
         if "signal_grad_norm" in vectors:
             self._keep_profile(step, vectors["signal_grad_norm"])
 
-    def _add(self, step: int, norms: Vector) -> None:
+    def _add(self, step: int, norms: Vector, *, finite: bool) -> None:
         if self._in_last == self._per_column or not self._used:
             if self._used == len(self._starts):
                 self._halve()
             if self._in_last == self._per_column or not self._used:
                 self._open(step)
         row = self._used - 1
-        finite = np.isfinite(norms)
-        if finite.all():
-            np.maximum(self._largest[row], norms, out=self._largest[row])
-        else:
-            np.maximum(self._largest[row], np.where(finite, norms, -np.inf), out=self._largest[row])
+        largest = self._largest[row]
+        np.maximum(largest, norms if finite else np.where(np.isfinite(norms), norms, -np.inf), out=largest)
+        if not finite:
             self._nan[row] |= np.isnan(norms)
             self._inf[row] |= np.isinf(norms)
         self._in_last += 1
