@@ -1,4 +1,4 @@
-"""How often the verdict is right: random networks, the verdict at initialisation and after 20 steps, then the truth.
+"""How often the verdict is right: random networks, the verdict at first, after 20 steps and at the end, then the truth.
 
     python scripts/verdict_accuracy.py --configs 300 --jobs 2 [--drawing flat|decaying]
 
@@ -45,6 +45,7 @@ from gradstab.step_scale import coupled_decay, step_scale
 from gradstab.training import Parts, evaluate, train_step
 
 LOOKS = {0: "init", 19: "20 steps"}
+END = "the end"
 FAILED, TRAINED = 0.5, 0.8
 RATES = {
     "sgd": (5e-3, 0.5),
@@ -76,7 +77,7 @@ DEFAULTS = {
 
 
 class Tape:
-    """Keeps what the judge is told up to the last look, so that other thresholds can be tried on it later."""
+    """Keeps what the judge is told up to the last early look, so that other thresholds can be tried on it later."""
 
     def __init__(self) -> None:
         self.told: list[tuple[int, dict[str, float], dict[str, list[float]]]] = []
@@ -87,19 +88,31 @@ class Tape:
             self.told.append((step, dict(scalars), {name: vector.tolist() for name, vector in vectors.items()}))
 
 
-def judged(result: dict[str, Any]) -> dict[str, list[str]]:
-    """The verdict at each look, from what was kept of a run."""
-    # What was kept may be older than a group that has no bearing on verdicts, and than what theory says of steps.
-    config = from_hydra({group: {"name": name} for group, name in DEFAULTS.items()} | result["settings"])
+def judge_of(config: Config, theory: Mapping[str, Any], chance: float | None) -> Judge:
+    """A judge that has seen nothing yet of a run with this configuration."""
     layers = [f"{index:02d}" for index in range(config.model.knobs["depth"] + 1)]
-    judge = Judge(
+    return Judge(
         layers,
         len(layers) - 1,
         config.verdict,
-        theory=result["theory"] | {"step_scale": step_scale(config) or 0.0, "decay": coupled_decay(config) or 0.0},
-        chance_loss=result["chance_loss"],
+        theory=theory,
+        chance_loss=chance,
         adaptive=config.optimizer.name in ADAPTIVE,
     )
+
+
+def labels(judge: Judge) -> list[str]:
+    """What is wrong by now, nothing where all is well."""
+    found = list(judge.verdict().labels)
+    return [] if found == [HEALTHY] else found
+
+
+def judged(result: dict[str, Any]) -> dict[str, list[str]]:
+    """The verdict at each early look, from what was kept of a run."""
+    # What was kept may be older than a group that has no bearing on verdicts, and than what theory says of steps.
+    config = from_hydra({group: {"name": name} for group, name in DEFAULTS.items()} | result["settings"])
+    known = {"step_scale": step_scale(config) or 0.0, "decay": coupled_decay(config) or 0.0}
+    judge = judge_of(config, result["theory"] | known, result["chance_loss"])
     told = iter(result["told"])
     found = {}
     for look, name in LOOKS.items():
@@ -107,8 +120,7 @@ def judged(result: dict[str, Any]) -> dict[str, list[str]]:
             judge.observe(step, scalars, {key: np.array(vector) for key, vector in vectors.items()})
             if step == look:
                 break
-        labels = list(judge.verdict().labels)
-        found[name] = [] if labels == [HEALTHY] else labels
+        found[name] = labels(judge)
     return found
 
 
@@ -222,11 +234,14 @@ def is_gradient_failure(settings: dict[str, Any]) -> bool:
 
 
 def trained(settings: dict[str, Any], look: bool = True) -> dict[str, Any]:
-    """Train; what each rule set says on the way, and how it ended."""
+    """Train; what each rule set says on the way and, measured in full twenty times, in the end; and how it ended."""
     config = from_hydra(settings)
     parts = build(config)
     chance = chance_loss(parts.loss, parts.data.train.targets, parts.data.out_features)
-    tape = Tape()
+    theory = theory_record(config, inputs_of(parts.data))
+    judge, tape = judge_of(config, theory, chance), Tape()
+    looks = LOOKS | {config.total_steps - 1: END}
+    every = max(config.total_steps // 20, 1)
     order = reproducibility.generator(config.seed, "order")
     torch.manual_seed(reproducibility.stream_seed(config.seed, "dropout"))
     stream = batches(parts.data.train, config.batch, order)
@@ -235,11 +250,11 @@ def trained(settings: dict[str, Any], look: bool = True) -> dict[str, Any]:
     parts.model.train()
     with tempfile.TemporaryDirectory() as folder:
         writer = EventWriter(Path(folder), parts.probe.tags)
-        recorder = Recorder(parts.probe, writer, skip_non_finite=False, observers=[tape])
+        recorder = Recorder(parts.probe, writer, skip_non_finite=False, observers=[tape, judge])
         diverged = False
         for step in range(config.total_steps):
             inputs, targets, _ = next(stream)
-            watch = look and step in LOOKS
+            watch = look and step in looks
             seen: list[tuple[Any, Any]] = []
             handles = (
                 [
@@ -252,7 +267,7 @@ def trained(settings: dict[str, Any], look: bool = True) -> dict[str, Any]:
                 if watch
                 else []
             )
-            record = train_step(parts, step, inputs, targets, measure_all=watch)
+            record = train_step(parts, step, inputs, targets, measure_all=watch or (look and step % every == 0))
             for handle in handles:
                 handle.remove()
             losses.append(record.loss.item())
@@ -260,27 +275,23 @@ def trained(settings: dict[str, Any], look: bool = True) -> dict[str, Any]:
             diverged = not record.updated
             if watch or (diverged and look):
                 recorder.flush()
-                for at, name in LOOKS.items():
+                for at, name in looks.items():
                     # A run that broke before a look is judged there by how it broke.
                     if name not in said and (at == step or (diverged and at > step)):
-                        said[name] = _said(config, parts, record.quantities, seen, losses)
+                        said[name] = _said(config, parts, record.quantities, seen, losses) | {"gradstab": labels(judge)}
             if diverged:
                 break
         writer.close()
     _, accuracy = evaluate(parts.model, parts.data.test, parts.loss, True)
-    result = {
+    return {
         "said": said,
         "accuracy": 0.0 if diverged else accuracy,
         "diverged": diverged,
         "chance_loss": chance,
-        "theory": theory_record(config, inputs_of(parts.data)),
+        "theory": theory,
         "told": tape.told,
         "settings": settings,
     }
-    if look:
-        for name, verdict in judged(result).items():
-            said[name]["gradstab"] = verdict
-    return result
 
 
 def _said(
@@ -316,6 +327,11 @@ def examined(task: tuple[int, int, int, str]) -> dict[str, Any] | None:
     return {"index": index, **result}
 
 
+def share(part: int, whole: int) -> str:
+    """One count over another, a dash where there is nothing to count."""
+    return f"{part / whole:.3f}" if whole else "–"
+
+
 def report(results: list[dict[str, Any]], errors: bool) -> None:
     """Confusion, precision and recall of every rule set, as Markdown."""
     runs = [r for r in results if "refused" not in r]
@@ -331,17 +347,18 @@ def report(results: list[dict[str, Any]], errors: bool) -> None:
         "| precision | recall | recall, gradient failures |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for look in LOOKS.values():
+    looks = [name for name in (*LOOKS.values(), END) if all(name in r["said"] for r in runs)]
+    for look in looks:
         for rules in ("gradstab", "AutoTrainer", "SageMaker"):
             hits = sum(bool(r["said"][look][rules]) for r in failed)
             alarms = sum(bool(r["said"][look][rules]) for r in good)
             caught = sum(bool(r["said"][look][rules]) for r in blamed)
-            precision = hits / (hits + alarms) if hits + alarms else math.nan
+            shares = (share(hits, hits + alarms), share(hits, len(failed)), share(caught, len(blamed)))
             print(
                 f"| {look} | {rules} | {hits} | {len(failed) - hits} | {alarms} | {len(good) - alarms} "
-                f"| {precision:.3f} | {hits / len(failed):.3f} | {caught / len(blamed):.3f} |"
+                f"| {' | '.join(shares)} |"
             )
-    for look in LOOKS.values():
+    for look in looks:
         kinds: dict[str, list[int]] = {}
         for r in failed + good:
             for kind in r["said"][look]["gradstab"] or ["healthy"]:
@@ -351,7 +368,7 @@ def report(results: list[dict[str, Any]], errors: bool) -> None:
             print(f"| {kind} | {bad} | {fine} |")
     if errors:
         for r in failed + good:
-            for look in LOOKS.values():
+            for look in looks:
                 said = r["said"][look]["gradstab"]
                 if bool(said) != (r["accuracy"] < FAILED):
                     print(f"{look}: {said or 'healthy'} accuracy {r['accuracy']:.2f} {json.dumps(r['settings'])}")
