@@ -89,7 +89,7 @@ def _rate_candidates(
     """
     kinds, rules = set(verdict.labels), {finding.rule for finding in verdict.findings}
     rate, usual = config.optimizer.knobs["lr"], _usual_rate(config)
-    high = rate >= WILD * usual
+    high, killed = rate >= WILD * usual, updated and "dead_units" in kinds
     too_large = [f for f in verdict.findings if f.rule == "large_steps"]
     # Half of what the rules on the first step let pass.
     shares = [f.threshold / f.value / 2 for f in verdict.findings if f.rule in ("large_steps", "overshoot")]
@@ -106,7 +106,8 @@ def _rate_candidates(
             # The first step tells what cannot work; what does, where it is far off, the optimizer's own rate.
             smaller = min(rate * fit, usual) if high else rate * fit
             words = (f"optimizer.lr={float(f'{smaller:.1g}'):g}",)
-            yield Candidate(words, reason, about_depth=False, first=high and (wild or rate >= WILD**2 * usual))
+            at_once = high and (wild or killed or rate >= WILD**2 * usual)
+            yield Candidate(words, reason, about_depth=False, first=at_once)
         if not wild:
             yield Candidate(("model.residual=scaled",), "skip paths, with which networks stand larger steps")
     elif tiny and config.schedule.name != "constant":
@@ -115,10 +116,10 @@ def _rate_candidates(
         missing = min(max([10.0, *(f.threshold / f.value for f in tiny)]), 1e300)
         larger = min(rate * 10.0 ** math.ceil(math.log10(missing)), WILD * usual)
         yield Candidate((f"optimizer.lr={larger:.3g}",), "larger steps", about_depth=False)
-    elif updated and not harmless and (kinds & _WRECKED or rules == {"plateau"} or "erratic" in rules):
+    elif updated and not harmless and (kinds & _WRECKED or rules == {"plateau"} or rules & {"erratic", "relapse"}):
         smaller = rate * max(min(0.1, fit), LEAST_RATE)
         # Steps of an adaptive optimizer are as large as its rate says, whatever the loss.
-        wild = high and (fit < 1 or config.optimizer.name in ADAPTIVE)
+        wild = high and (fit < 1 or killed or config.optimizer.name in ADAPTIVE)
         words = (f"optimizer.lr={min(smaller, usual) if wild else smaller:.2g}",)
         yield Candidate(words, "smaller steps", about_depth=False, first=wild)
 

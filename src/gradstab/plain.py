@@ -16,6 +16,7 @@ _MODULES = (
     "gradstab.config.verdict_options",
     "gradstab.measure.depth",
     "gradstab.measure.diagnosis",
+    "gradstab.measure.losses",
     "gradstab.measure.recorder",
     "gradstab.measure.rules",
     "gradstab.measure.step_rules",

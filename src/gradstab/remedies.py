@@ -50,17 +50,19 @@ def remedies_for(
         changed = _applied(config, candidate.overrides)
         if changed is None or changed in tried:
             continue
-        tried.append(changed)
         if not candidate.about_depth:
+            tried.append(changed)
             (first if candidate.first else others).append(Remedy(candidate.overrides, candidate.reason))
         elif _is_lenet(config):
             # Theory would need the pooling windows' correlations in the changed network.
             if not candidate.overrides[0].startswith("model.residual"):
                 unproven.append(Remedy(candidate.overrides, candidate.reason))
         elif (factor := _predicted(changed, inputs, None)) is not None:
+            # Where theory is silent, another reason may still speak for the same.
+            tried.append(changed)
             decades = abs(_decades(changed, factor))
             if decades < config.verdict.remedy_decades:
-                remedy = Remedy(candidate.overrides, candidate.reason, factor)
+                remedy = Remedy(candidate.overrides, candidate.reason, None if _hidden(changed) == 1 else factor)
                 proven.append((max(decades, config.verdict.steady_decades), remedy))
     ranked = [remedy for _, remedy in sorted(proven, key=lambda pair: pair[0])]
     return (*first, *[*ranked, *unproven][: MOST - len(first) - len(others)], *others)
@@ -103,18 +105,27 @@ def _parsed(value: str) -> Any:
 
 
 def _predicted(config: Config, inputs: Inputs, correlations: tuple[float, float] | None) -> float | None:
-    """The depth factor that theory predicts; None without theory, and where no signal would come of it all the same."""
+    """The depth factor that theory predicts, inf where no signal would come of it all the same; None without theory.
+
+    A single hidden layer, which has none, keeps every gradient as it is.
+    """
     try:
         prediction = expect(config, inputs, correlations)
     except NoTheory:
         return None
     share = signal_share(config, inputs)
-    lost = share is not None and share < config.verdict.signal_share
-    factor = prediction.depth_factor
+    batch_norm = config.model.knobs["norm"] == "batch"
+    limit = config.verdict.signal_share if batch_norm else config.verdict.stalled_signal_share
+    lost = share is not None and share < limit
+    factor = prediction.depth_factor if _hidden(config) > 1 else 1.0
     sound = math.isfinite(factor) and factor > 0 and not lost and float(prediction.q.max()) < LONG**2
-    return factor if sound else None
+    return factor if sound else math.inf
+
+
+def _hidden(config: Config) -> int:
+    depth: int = config.model.knobs.get("depth", 4)
+    return depth
 
 
 def _decades(config: Config, factor: float) -> float:
-    hidden: int = config.model.knobs.get("depth", 4)
-    return (hidden - 1) * math.log10(factor)
+    return math.inf if math.isinf(factor) else (_hidden(config) - 1) * math.log10(factor)

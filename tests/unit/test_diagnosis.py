@@ -167,7 +167,9 @@ def test_underflow_towards_the_input_is_vanishing() -> None:
     looked(one, 0, CHANCE, signal_grad_norm=np.array([0.0, 0.0, *profile(0.9)[2:]]))
     (finding,) = one.verdict().findings
     assert finding.kind == "vanishing"
-    assert finding.explanation.startswith(f"δ falls to 0 from {TAGS[9]} to {TAGS[0]}, ")
+    # A line through the layers that have a gradient would say nothing of those that have none.
+    said = f"δ falls to 0 from {TAGS[9]} to {TAGS[0]}: layers near the input hardly get a gradient"
+    assert finding.explanation == said
 
 
 def test_a_span_that_no_float_holds() -> None:
@@ -733,3 +735,61 @@ def test_what_losses_are_held_against_has_its_name(chance: float | None, base: s
     assert exploded.explanation.startswith(f"the loss is 1e+03 times that of {base}: ")
     assert (exploded.rule, exploded.unit) == ("forward_explosion", f"× {base}'s")
     assert tiny.explanation.endswith(f"and the loss is no better than {base}'s")
+
+
+def test_coming_down_to_guessing_is_no_progress() -> None:
+    one = judge()
+    for step in range(T.patience + 10):
+        # From just above to guessing's own, half-way.
+        looked(one, step, CHANCE * (1.03 if step < T.patience / 2 else 1.0))
+    (finding,) = one.verdict().findings
+    assert finding.rule == "plateau"
+    assert finding.persistence > T.patience
+
+
+@pytest.mark.parametrize(
+    ("down_to", "back_at", "steps", "lost"),
+    [(0.3, 0.8, 300, True), (0.3, 0.8, 150, False), (0.3, 0.45, 300, False), (0.5, 0.8, 300, False)],
+)
+def test_what_was_learnt_and_lost_again_is_a_relapse(down_to: float, back_at: float, steps: int, lost: bool) -> None:
+    one = judge()
+    levels = [*np.linspace(1.0, down_to, 100), *[down_to] * 100, *[back_at] * steps]
+    for step, level in enumerate(levels):
+        looked(one, step, CHANCE * float(level))
+    found = [(finding.kind, finding.rule) for finding in one.verdict().findings]
+    assert found == ([("not_learning", "relapse")] if lost else [])
+
+
+def test_single_lucky_batches_are_no_learning_to_be_lost() -> None:
+    one = judge()
+    for step in range(600):
+        looked(one, step, CHANCE * (0.05 if step % 97 < 5 and step < 300 else 0.8))
+    assert one.verdict().labels == ("healthy",)
+
+
+def test_an_explosion_may_not_mend_itself_for_ever() -> None:
+    one = judge()
+    for step in range(T.patience + 50):
+        # In units of the last layer's spread, the error falls all the time.
+        vectors = {"activation_std": np.full(10, 1e6 * 1.1**step)} if step % 20 == 0 else {}
+        looked(one, step, CHANCE * 1e7 * 0.99**step, signal_grad_norm=profile(1.0), **vectors)
+        labels = one.verdict().labels
+        if 25 < step < T.patience - 1:
+            assert "exploding" not in labels
+    assert "exploding" in labels
+
+
+@pytest.mark.parametrize(
+    ("similarity", "adaptive", "labels"),
+    [
+        (1 - 1e-6, False, ("vanishing",)),
+        (1 - 1e-6, True, ("healthy",)),
+        (1 - 1e-7, True, ("vanishing",)),
+    ],
+)
+def test_steps_of_one_size_tell_apart_what_hardly_differs(
+    similarity: float, adaptive: bool, labels: tuple[str, ...]
+) -> None:
+    one = judge(adaptive=adaptive)
+    looked(one, 0, CHANCE, signal_grad_norm=profile(1.0), correlation=np.full(11, similarity))
+    assert one.verdict().labels == labels

@@ -40,7 +40,13 @@ class Thresholds(Option):
         0.9999,
         above=0,
         below=1,
-        reason="the same before the first update, and for adaptive optimizers (Adam): steps mend less than that",
+        reason="the same before the first update: steps mend less than that",
+    )
+    adaptive_similarity: float = number(
+        0.9999997,
+        above=0,
+        below=1,
+        reason="the same wherever steps keep their size (Adam): they tell apart what differs by next to nothing",
     )
     signal_share: float = number(
         5e-5, above=0, below=1, reason="where dropout's masks explain all but less of what tells outputs apart"
@@ -89,6 +95,9 @@ class Thresholds(Option):
     )
     plateau: float = number(
         0.95, above=0, below=1, reason="a loss above this share of guessing's has learnt next to nothing"
+    )
+    relapse: float = number(
+        2.0, above=1, reason="the loss over some twenty steps, so many times the least it was: what was learnt is lost"
     )
     update_ratio: float = number(
         1e-4, above=0, reason="where every layer moves by less of its size in a step, thousands of steps do little"

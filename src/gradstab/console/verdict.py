@@ -12,6 +12,9 @@ from gradstab.wording import counted
 MOST_LAYERS = 4
 
 
+PREDICTED = " (factor per layer that theory predicts)"
+
+
 def verdict_text(verdict: Verdict) -> RenderableType:
     """All of a verdict, to be wrapped by the terminal."""
     healthy = verdict.labels == (HEALTHY,)
@@ -20,7 +23,8 @@ def verdict_text(verdict: Verdict) -> RenderableType:
     if verdict.findings:
         parts.append(_indented([(Text(finding.kind, "red"), _evidence(finding)) for finding in verdict.findings]))
     if verdict.remedies:
-        parts.append(Text("worth trying, added to the command (factor per layer that theory predicts):"))
+        predicted = any(remedy.predicted_factor is not None for remedy in verdict.remedies)
+        parts.append(Text(f"worth trying, added to the command{PREDICTED if predicted else ''}:"))
         parts.append(_indented([_remedy(remedy) for remedy in verdict.remedies]))
     return Group(*parts)
 

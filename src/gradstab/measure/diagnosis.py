@@ -13,8 +13,9 @@ import numpy as np
 from gradstab.config.verdict_options import KINDS, Thresholds
 from gradstab.events import Records, Vector, as_written
 from gradstab.measure.depth import said_of_depth
+from gradstab.measure.losses import Losses, Recovery
 from gradstab.measure.rules import Broken, Holding, Profile, broken, profile_rules
-from gradstab.measure.step_rules import Course, Losses, Recovery, course_rules, step_rules
+from gradstab.measure.step_rules import Course, course_rules, step_rules
 from gradstab.measure.verdict import Finding, Verdict
 
 EARLY_STEPS = 25
@@ -172,11 +173,10 @@ class Judge:
             relative = self._losses.relative(loss)
             self._recovering = self._recovery.goes_on(step, relative, level, spread, self._thresholds)
         holdings: list[Holding] = []
-        if level > self._thresholds.plateau:
-            # What was found at the last measured step no longer counts once the loss is far above its best.
-            recovering = self._recovering and level < self._thresholds.loss_ratio * self._losses.best
-            course = Course(level, self._seen == 1, recovering, self._log_norms, self._losses.least, self._losses.base)
-            holdings = course_rules(course, self._thresholds)
+        if level > (t := self._thresholds).learnt:
+            # What the last measured step found no longer counts once the loss is far above its best, nor for ever.
+            recovering = self._recovering and level < t.loss_ratio * self._losses.best and self._seen <= t.patience
+            holdings = course_rules(Course(level, self._seen == 1, recovering, self._log_norms, self._losses), t)
         self._keep(step, holdings, "loss")
 
     def _keep(self, step: int, holdings: Sequence[Holding], source: str) -> None:

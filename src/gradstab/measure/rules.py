@@ -135,7 +135,9 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     # An error that falls says that gradients large in one place and small in another do their work.
     if decades <= limit or (profile.recovering and not falls):
         return []
-    fit = "" if line is None else f", {line.factor:.3g} per layer towards the input (R² {line.r2:.2f})"
+    fit = (
+        "" if line is None or delta[low] == 0 else f", {line.factor:.3g} per layer towards the input (R² {line.r2:.2f})"
+    )
     size = f"{10**decades:.2g}" if decades < 300 else f"10^{decades:.0f}"
     span = (
         f"spans a factor of {size} between {layers[high]} and"
@@ -192,8 +194,7 @@ def _collapse(profile: Profile, t: Thresholds) -> list[Holding]:
     if correlation is None or len(correlation) <= profile.hidden or not (profile.first or profile.stalled):
         return []
     value = float(correlation[-1])
-    # Steps that keep their size move even outputs that are all but alike apart.
-    key = "init_similarity" if profile.first or profile.adaptive else "similarity"
+    key = "adaptive_similarity" if profile.adaptive else "init_similarity" if profile.first else "similarity"
     limit: float = getattr(t, key)
     if not value > limit:
         return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,12 +10,11 @@ from itertools import pairwise
 import numpy as np
 
 from gradstab.config.verdict_options import Thresholds
-from gradstab.events import Vector
+from gradstab.measure.losses import Losses
 from gradstab.measure.rules import SINGLE, Holding, Profile
 
 # A loss this many times that of guessing has not stayed there.
 ERRANT = 1.2
-ROUNDING = 1e-6
 # The share of the weights that steps have to move within `patience` for their direction to matter.
 TAKEN = 0.1
 
@@ -26,101 +24,34 @@ class Course:
     """How the loss and the gradient went up to now.
 
     ``level`` is the recent mean loss over that of guessing; ``first`` before any update, ``recovering`` where the error
-    has fallen since then. ``log_norms`` are the logarithms of the last steps' global gradient norms, and ``least`` is
-    the smallest loss there can be. ``base`` is what levels are counted in.
+    has fallen since then. ``log_norms`` are the logarithms of the last steps' global gradient norms, and ``losses``
+    those seen so far.
     """
 
     level: float
     first: bool
     recovering: bool
     log_norms: Collection[float]
-    least: float = 0.0
-    base: str = "guessing"
-
-
-class Losses:
-    """The recent losses in units of guessing's, ``chance``; without it, the first one stands in.
-
-    ``best`` is the lowest level so far, up to ``progress``, and ``base`` says whose loss levels are counted in.
-    """
-
-    base = "guessing"
-
-    def __init__(self, t: Thresholds, chance: float | None, least: float) -> None:
-        self.best, self.least = math.inf, least
-        if chance is None:
-            self.base = "the first step"
-        self._recent: deque[float] = deque(maxlen=t.loss_window)
-        self._chance, self._mark = chance, math.inf
-        self._progress, self._recovery = t.progress, t.recovery
-
-    def clear(self) -> None:
-        """What was added so far is no recent loss."""
-        self._recent.clear()
-
-    def add(self, loss: float) -> bool:
-        """Take in one step's loss; whether that is progress.
-
-        A loss that comes down to guessing's has not learnt anything yet: above it, only a large share counts.
-        """
-        self._recent.append(loss)
-        self._chance = loss if self._chance is None else self._chance
-        level = self.level
-        if level is None:
-            return False
-        if level < (1 - self._progress) * self.best:
-            self.best = level
-        if level >= (1 - self._progress if level <= 1 else self._recovery) * self._mark:
-            return False
-        self._mark = level
-        return True
-
-    def relative(self, loss: float) -> float:
-        """A loss over that of guessing, which is known once a loss was added."""
-        assert self._chance is not None
-        return loss / self._chance
+    losses: Losses
 
     @property
-    def level(self) -> float | None:
-        """The recent loss over that of guessing, below it counted from the least; None if unknown or negative."""
-        if not self._recent or self._chance is None or self._chance <= 0:
-            return None
-        recent, room = sum(self._recent) / len(self._recent), self._chance - self.least
-        if recent >= self._chance or room < ROUNDING * self._chance:
-            return recent / self._chance
-        return max(recent - self.least, 0.0) / room if recent >= 0 else None
-
-
-class Recovery:
-    """Whether an exploded network mends itself, which its loss alone does not tell.
-
-    A loss that falls no faster than the activations shrink only follows their scale. In units of the last hidden
-    layer's spread it tells of fewer errors, however large it still is: as long as it is no larger than at first, and
-    falls to ``recovery`` of itself again and again.
-    """
-
-    def __init__(self) -> None:
-        self._first: tuple[float, float] | None = None
-        self._stage, self._at = math.inf, 0
-
-    def goes_on(self, step: int, loss: float, level: float, spread: Vector, t: Thresholds) -> bool:
-        """Take in a measured step's loss and recent loss, relative to guessing, and its layers' spreads."""
-        last = float(spread[-1]) if len(spread) else math.nan
-        error = level / last if 0 < last < math.inf and level > 0 else math.inf
-        if self._first is None:
-            self._first, self._stage = (loss, error), error
-        if error < t.recovery * self._stage:
-            self._stage, self._at = error, step
-        first_loss, first_error = self._first
-        fewer = error < t.recovery * first_error < math.inf
-        return fewer and loss <= first_loss and step - self._at <= t.patience
+    def base(self) -> str:
+        """What levels are counted in."""
+        return self.losses.base
 
 
 def course_rules(course: Course, t: Thresholds) -> list[Holding]:
-    """What the loss and the gradient's size tell at a step that leaves the loss on the plateau or above."""
-    found = _forward_explosion(course, t)
+    """What the loss and the gradient's size tell at a step whose loss is far from learnt."""
+    found = _relapse(course, t)
+    if course.level <= t.plateau:
+        return found
+    found += _forward_explosion(course, t)
     where = "has stayed" if course.level < ERRANT else "is"
-    counted = f", counting from the least possible, {course.least:.3g}" if course.least and course.level < 1 else ""
+    counted = (
+        f", counting from the least possible, {course.losses.least:.3g}"
+        if course.losses.least and course.level < 1
+        else ""
+    )
     text = f"the loss {where} at {course.level:.3g} times that of {course.base}{counted}, without progress"
     value, unit = course.level, _times(course)
     found.append(
@@ -146,6 +77,24 @@ def _forward_explosion(course: Course, t: Thresholds) -> list[Holding]:
     text = f"the loss is {course.level:.3g} times that of {course.base}: the signal exploded on its way forward"
     rule, value, unit = "forward_explosion", course.level, _times(course)
     return [Holding("exploding", rule, "train/loss", value, limit, key, text, about_depth=True, unit=unit)]
+
+
+def _relapse(course: Course, t: Thresholds) -> list[Holding]:
+    """What had been learnt is lost again."""
+    trend, lowest = course.losses.trend, course.losses.lowest
+    if not t.learnt < trend < math.inf or lowest > t.plateau:
+        return []
+    value = trend / lowest if lowest else math.inf
+    if value <= t.relapse:
+        return []
+    text = (
+        f"the loss is {trend:.3g} times that of {course.base}, after it had come down to {lowest:.3g} "
+        "times: what was learnt is lost"
+    )
+    unit = "× its lowest"
+    return [
+        Holding("not_learning", "relapse", "train/loss", value, t.relapse, "relapse", text, needs=t.patience, unit=unit)
+    ]
 
 
 def _times(course: Course) -> str:

@@ -1,0 +1,97 @@
+"""What the losses of a run tell, step by step: how far they are from guessing's, and whether that is progress."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from gradstab.config.verdict_options import Thresholds
+from gradstab.events import Vector
+
+ROUNDING = 1e-6
+# The share of a step's level in the trend, which follows some twenty steps.
+PACE = 0.05
+
+
+class Losses:
+    """The recent losses in units of guessing's, ``chance``; without it, the first one stands in.
+
+    ``best`` is the lowest level so far, up to ``progress``, and ``base`` says whose loss levels are counted in.
+    ``trend`` follows the level slowly enough for no single batch to count, and ``lowest`` is the least that it was.
+    """
+
+    base = "guessing"
+
+    def __init__(self, t: Thresholds, chance: float | None, least: float) -> None:
+        self.best, self.least = math.inf, least
+        self.trend = self.lowest = 1.0
+        if chance is None:
+            self.base = "the first step"
+        self._recent: deque[float] = deque(maxlen=t.loss_window)
+        self._chance, self._mark = chance, math.inf
+        self._progress, self._recovery = t.progress, t.recovery
+
+    def clear(self) -> None:
+        """What was added so far is no recent loss."""
+        self._recent.clear()
+
+    def add(self, loss: float) -> bool:
+        """Take in one step's loss; whether that is progress.
+
+        A loss that comes down to guessing's has not learnt anything yet: above it, only a large share counts.
+        """
+        self._recent.append(loss)
+        self._chance = loss if self._chance is None else self._chance
+        level = self.level
+        if level is None:
+            return False
+        if level < (1 - self._progress) * self.best:
+            self.best = level
+        self.trend += PACE * (level - self.trend)
+        self.lowest = min(self.lowest, self.trend)
+        # To come down to guessing's is none either, from wherever.
+        limit = self._recovery * self._mark if level > 1 else (1 - self._progress) * min(self._mark, 1.0)
+        if level >= limit and self._mark < math.inf:
+            return False
+        self._mark = level
+        return True
+
+    def relative(self, loss: float) -> float:
+        """A loss over that of guessing, which is known once a loss was added."""
+        assert self._chance is not None
+        return loss / self._chance
+
+    @property
+    def level(self) -> float | None:
+        """The recent loss over that of guessing, below it counted from the least; None if unknown or negative."""
+        if not self._recent or self._chance is None or self._chance <= 0:
+            return None
+        recent, room = sum(self._recent) / len(self._recent), self._chance - self.least
+        if recent >= self._chance or room < ROUNDING * self._chance:
+            return recent / self._chance
+        return max(recent - self.least, 0.0) / room if recent >= 0 else None
+
+
+class Recovery:
+    """Whether an exploded network mends itself, which its loss alone does not tell.
+
+    A loss that falls no faster than the activations shrink only follows their scale. In units of the last hidden
+    layer's spread it tells of fewer errors, however large it still is: as long as it is no larger than at first, and
+    falls to ``recovery`` of itself again and again.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+        self._stage, self._at = math.inf, 0
+
+    def goes_on(self, step: int, loss: float, level: float, spread: Vector, t: Thresholds) -> bool:
+        """Take in a measured step's loss and recent loss, relative to guessing, and its layers' spreads."""
+        last = float(spread[-1]) if len(spread) else math.nan
+        error = level / last if 0 < last < math.inf and level > 0 else math.inf
+        if self._first is None:
+            self._first, self._stage = (loss, error), error
+        if error < t.recovery * self._stage:
+            self._stage, self._at = error, step
+        first_loss, first_error = self._first
+        fewer = error < t.recovery * first_error < math.inf
+        return fewer and loss <= first_loss and step - self._at <= t.patience
