@@ -10,6 +10,7 @@ import pytest
 
 from gradstab.events import Records, Series
 from gradstab.report import digest as d
+from gradstab.report import profiles as p
 from gradstab.report.runs import Run
 
 TAGS = ["00_hidden", "01_hidden", "02_output"]
@@ -110,20 +111,20 @@ def test_a_sum_that_would_overflow_has_a_mean() -> None:
 
 def test_profiles_stand_at_the_measured_steps_nearest_to_those_asked_for() -> None:
     series = _series(np.arange(15.0).reshape(5, 3), np.array([0, 100, 200, 300, 400]))
-    assert d.profiles(series, TAGS, "q", [90, 400, 9999]).steps == [100, 400]
-    assert d.profiles(series, TAGS, "q").steps == [0, 100, 200, 300, 400]
-    assert d.profiles(_series(np.ones((1, 3)), np.array([7])), TAGS, "q").steps == [7]
-    chosen = d.profiles(_series(np.ones((1000, 3))), TAGS, "q").steps
+    assert p.profiles(series, TAGS, "q", [90, 400, 9999]).steps == [100, 400]
+    assert p.profiles(series, TAGS, "q").steps == [0, 100, 200, 300, 400]
+    assert p.profiles(_series(np.ones((1, 3)), np.array([7])), TAGS, "q").steps == [7]
+    chosen = p.profiles(_series(np.ones((1000, 3))), TAGS, "q").steps
     assert (len(chosen), chosen[0], chosen[-1]) == (5, 0, 999)
 
 
 def test_theory_is_scaled_to_the_top_hidden_layer_at_step_0() -> None:
     series = _series(np.array([[5.0, 4.0, 8.0, 3.0], [1, 1, 1, 1]]))
-    assert d.scaled_theory([0.25, 0.5, 1.0], series) == [2.0, 4.0, 8.0]
-    assert d.scaled_theory([], series) == []
-    assert d.scaled_theory([1.0] * 9, series) == []
-    assert d.scaled_theory([0.5, 1.0], _series(np.ones((1, 3)), np.array([5]))) == []
-    assert d.scaled_theory([0.5, 1.0], _series(np.full((1, 3), math.nan))) == []
+    assert p.scaled_theory([0.25, 0.5, 1.0], series) == [2.0, 4.0, 8.0]
+    assert p.scaled_theory([], series) == []
+    assert p.scaled_theory([1.0] * 9, series) == []
+    assert p.scaled_theory([0.5, 1.0], _series(np.ones((1, 3)), np.array([5]))) == []
+    assert p.scaled_theory([0.5, 1.0], _series(np.full((1, 3), math.nan))) == []
 
 
 def test_the_clipped_share_is_that_of_all_recorded_steps() -> None:

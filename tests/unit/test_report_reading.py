@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gradstab import dashboard
-from gradstab.claims import claimed
+from gradstab.claims import CLAIM_FILE, claimed
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError
 from gradstab.events import EventWriter, layer_tags, read_events, read_records
@@ -282,13 +282,16 @@ def test_a_run_is_running_as_long_as_its_process_holds_its_directory(tmp_path: P
     assert runs.load(tmp_path, "x").status == "interrupted"
 
 
-@pytest.mark.parametrize("checkpoint", [True, False])
-def test_a_killed_run_is_said_to_go_on_only_from_a_checkpoint(tmp_path: Path, checkpoint: bool) -> None:
-    (tmp_path / "run.json").write_text('{"status": "running"}')
+@pytest.mark.parametrize(("checkpoint", "watched"), [(True, False), (False, False), (True, True)])
+def test_a_killed_run_is_said_to_go_on_only_from_a_checkpoint_of_its_own(
+    tmp_path: Path, checkpoint: bool, watched: bool
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"status": "running"} | ({"watched": "Net"} if watched else {})))
+    (tmp_path / CLAIM_FILE).touch()
     (tmp_path / "checkpoints").mkdir()
     if checkpoint:
         (tmp_path / "checkpoints" / "step_00000010.pt").write_bytes(b"")
-    more = " (gradstab train --resume continues it)" if checkpoint else ""
+    more = " (gradstab train --resume continues it)" if checkpoint and not watched else ""
     assert f"killed: no final figures{more}" in runs.load(tmp_path, "x").notes
 
 

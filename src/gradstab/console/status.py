@@ -58,7 +58,8 @@ def _of_run(state: Mapping[str, Any]) -> list[Text]:
         lines.append(Text(f"test accuracy {state['test_accuracy']:.2%}"))
     if state["resumed"]:
         lines.append(Text(f"resumed after step {', '.join(f'{step:,}' for step in state['resumed'])}"))
-    if state["status"] == "interrupted":
+    # Only whoever wrote a loop that was watched can go on with it.
+    if state["status"] == "interrupted" and not state["watched"]:
         lines.append(Text(f"gradstab train --resume {shlex.quote(state['folder'])} continues it"))
     if state["reason"]:
         lines.append(Text(state["reason"] + (f" (see {state['log']})" if state["log"] else "")))

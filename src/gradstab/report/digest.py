@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstab.events import Records, Series
+from gradstab.report import reach
+from gradstab.report.profiles import Profiles, profiles, scaled_theory
 from gradstab.report.runs import Run
 
 Array = NDArray[np.float64]
 
 COLUMNS = 480
 BINS = 300
-PROFILES = 5
 # What a cell of a heatmap is, when it is not a positive finite number.
 FINITE, ZERO, INFINITE, NOT_A_NUMBER, UNMEASURED = 0, 1, 2, 3, 4
 ACTIVATIONS = ("activation_std", "activation_mean", "dead_fraction", "saturated_fraction")
@@ -70,27 +71,11 @@ class Curve:
 
 
 @dataclass
-class Profiles:
-    """A quantity over depth at a few steps: values [steps, layers].
-
-    ``unmeasured`` are the positions of layers that have no such quantity, as those that feed no activation.
-    """
-
-    quantity: str
-    steps: list[int]
-    values: Array
-    layers: list[str]
-    unmeasured: list[int] = field(default_factory=list)
-
-    @property
-    def measured(self) -> NDArray[np.intp]:
-        """The positions of all other layers."""
-        return np.setdiff1d(np.arange(self.values.shape[1]), self.unmeasured)
-
-
-@dataclass
 class Digest:
-    """What the pictures of one run are drawn from; what was not recorded is None or not there."""
+    """What the pictures of one run are drawn from; what was not recorded is None or not there.
+
+    ``line`` is how many layers the line behind the depth factor went through.
+    """
 
     heatmap: Heatmap | None = None
     depth: Profiles | None = None
@@ -100,6 +85,7 @@ class Digest:
     clipped: Curve | None = None
     clipped_share: float | None = None
     has_clipping: bool = False
+    line: int | None = None
 
 
 def digest(run: Run, steps: Sequence[int] = (), *, coarse: bool = False) -> Digest:
@@ -109,32 +95,25 @@ def digest(run: Run, steps: Sequence[int] = (), *, coarse: bool = False) -> Dige
     """
     columns, bins = (COLUMNS // 3, BINS // 3) if coarse else (COLUMNS, BINS)
     records = run.records
-    found = Digest()
+    found = Digest(line=reach.points(run))
     if "grad_norm" in records.vectors:
         found.heatmap = heatmap(records.vectors["grad_norm"], run.layers, "grad_norm", columns)
     for quantity in ("signal_grad_norm", "grad_norm"):
         if found.depth is None and quantity in records.vectors:
-            found.depth = profiles(records.vectors[quantity], run.layers, quantity, steps)
+            absent = reach.of_signal(records) if quantity == "signal_grad_norm" else None
+            found.depth = profiles(records.vectors[quantity], run.layers, quantity, steps, absent)
     if found.depth is not None and found.depth.quantity == "signal_grad_norm":
         found.theory = scaled_theory(run.theory.get("signal_grad_norm", []), records.vectors["signal_grad_norm"])
     for quantity in ACTIVATIONS:
         if quantity in records.vectors:
-            found.activations[quantity] = profiles(records.vectors[quantity], run.layers, quantity, steps)
-            found.activations[quantity].unmeasured = _unmeasured(records, records.vectors[quantity])
+            absent = reach.of_activation(records, records.vectors[quantity])
+            found.activations[quantity] = profiles(records.vectors[quantity], run.layers, quantity, steps, absent)
+            found.activations[quantity].unmeasured = np.flatnonzero(absent.all(axis=0)).tolist()
     for tag in ("train/loss", "test/loss", "test/accuracy", *NORMS):
         if tag in records.scalars:
             found.curves[tag] = curve(records.scalars[tag], bins)
     _add_clipping(found, records)
     return found
-
-
-def _unmeasured(records: Records, series: Series) -> list[int]:
-    """Layers whose values are NaN at every step that was sound otherwise: they never had any."""
-    told = records.scalars.get("train/loss", records.scalars.get("global_grad_norm/pre_clip"))
-    if told is None:
-        return []
-    sound = np.isin(series.steps, told.steps[np.isfinite(told.values)])
-    return np.flatnonzero(np.isnan(series.values[sound]).all(axis=0)).tolist() if sound.any() else []
 
 
 def _add_clipping(found: Digest, records: Records) -> None:
@@ -220,25 +199,3 @@ def curve(series: Series, at_most: int = BINS) -> Curve:
     low, middle, high = (np.where(nothing, np.nan, x) for x in (low, middle, high))
     broken = bins.each(np.minimum, np.where(finite, np.inf, series.steps))
     return Curve(steps, middle, low, high, broken[np.isfinite(broken)], len(series.steps) / len(steps))
-
-
-def profiles(series: Series, layers: Sequence[str], quantity: str, steps: Sequence[int] = ()) -> Profiles:
-    """A quantity over depth at the measured steps nearest to ``steps``, or else at a few spread over the run."""
-    if steps:
-        rows = sorted({int(np.argmin(np.abs(series.steps - step))) for step in steps})
-    else:
-        wanted = np.linspace(series.steps[0], series.steps[-1], PROFILES)
-        rows = sorted({int(np.argmin(np.abs(series.steps - step))) for step in wanted})
-    width = series.values.shape[1]
-    return Profiles(quantity, [int(series.steps[row]) for row in rows], series.values[rows], list(layers[:width]))
-
-
-def scaled_theory(relative: Sequence[float], measured: Series) -> list[float]:
-    """The predicted profile, relative to the topmost hidden layer, scaled to what was measured there at step 0."""
-    top = len(relative) - 1
-    if not relative or measured.values.shape[1] <= top or not len(measured.steps) or measured.steps[0] != 0:
-        return []
-    scale = float(measured.values[0, top])
-    if not (np.isfinite(scale) and scale > 0):
-        return []
-    return [value * scale for value in relative]

@@ -14,12 +14,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from gradstab.report import layers as names
 from gradstab.report import style
-from gradstab.report.digest import FINITE, INFINITE, NOT_A_NUMBER, ZERO, Array, Heatmap, Profiles
+from gradstab.report.digest import FINITE, INFINITE, NOT_A_NUMBER, ZERO, Array, Heatmap
+from gradstab.report.profiles import Profiles
 
 COLOURS = "viridis"
 SPECIAL = {ZERO: (style.GREY, "0"), INFINITE: (style.MAGENTA, "inf"), NOT_A_NUMBER: (style.RED, "NaN")}
-NAMED_LAYERS, NAME = 12, 13
+NAMED_LAYERS, NAME = 12, 17
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -28,17 +30,10 @@ def layer_axis(axes: Axes, layers: Sequence[str], *, vertical: bool = False, lab
     axis = axes.yaxis if vertical else axes.xaxis
     axis.set_label_text(label or "layer (0 is nearest the input)")
     if len(layers) <= NAMED_LAYERS and vertical:
-        axis.set_ticks(range(len(layers)), [_short(tag) for tag in layers])
+        axis.set_ticks(range(len(layers)), names.shortened(layers, NAME))
     else:
         axis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-
-
-def _short(tag: str) -> str:
-    """A layer's number and the end of its name, by which those of one network differ."""
-    number, _, name = tag.partition("_")
-    room = NAME - len(number) - 2
-    return tag if len(tag) <= NAME else f"{number}_…{name[-room:]}" if room > 0 and name else f"{tag[: NAME - 1]}…"
 
 
 def rgba(data: Heatmap, limits: tuple[float, float]) -> Array:
@@ -69,12 +64,14 @@ def heatmap(data: Heatmap, height: float = 3.1) -> Figure:
     with style.drawing():
         fig = style.figure(height)
         named = len(data.layers) <= NAMED_LAYERS
-        left = 0.45 + 0.075 * max(len(_short(tag)) for tag in data.layers) if named else style.LEFT
+        left = 0.45 + 0.075 * max(map(len, names.shortened(data.layers, NAME))) if named else style.LEFT
         specials = [kind for kind in SPECIAL if (data.kind == kind).any()]
         (axes,) = style.place(fig, left=left, right=1.0, legend_rows=bool(specials))
         limits = limits_of(data.range)
         draw_heatmap(axes, data, limits)
-        style.step_axis(axes, "step", 4)
+        # As many steps as stand beside one another, a digit being 0.08 inches wide.
+        room = (style.WIDTH - left - 1.0) / (0.08 * len(f"{data.edges[-1]:,.0f}") + 0.1)
+        style.step_axis(axes, "step", min(max(int(room), 1), 4))
         layer_axis(axes, data.layers, vertical=True, label="layer (0 is nearest the input)" if not named else "layer")
         box = axes.get_position()
         bar = fig.add_axes((box.x1 + 0.12 / style.WIDTH, box.y0, 0.13 / style.WIDTH, box.height))
@@ -110,7 +107,7 @@ def _step_lines(axes: Axes, data: Profiles, log: bool) -> list[Line2D]:
         dots = len(data.layers) <= 60
         at = data.measured
         lines.append(style.line(axes, at, shown[at], dash, dots=dots, color=colour, linewidth=width))
-        style.mark(axes, at[~np.isfinite(values[at])], top=True)
+        style.mark(axes, at[data.broken[i, at]], top=True)
         if log:
             style.mark(axes, np.flatnonzero(values == 0), top=False)
     return lines
@@ -121,12 +118,12 @@ def _spread(index: int, count: int) -> int:
     return round(index * last / (count - 1)) if 1 < count <= last + 1 else index % (last + 1)
 
 
-def _edge_marks(values: Array, log: bool) -> tuple[list[Line2D], list[str]]:
+def _edge_marks(broken: bool, zero: bool) -> tuple[list[Line2D], list[str]]:
     handles, labels = [], []
-    if not np.isfinite(values).all():
+    if broken:
         handles.append(style.broken_handle())
         labels.append("inf or NaN")
-    if log and (values == 0).any():
+    if zero:
         handles.append(Line2D([], [], color=style.GREY, marker="v", linestyle="", markersize=4))
         labels.append("0")
     return handles, labels
@@ -144,7 +141,7 @@ def depth_profile(data: Profiles, theory: Sequence[float] = (), height: float = 
     with style.drawing():
         fig = style.figure(height)
         handles, labels = [], [f"step {step:,}" for step in data.steps]
-        extra, extra_labels = _edge_marks(data.values, log=True)
+        extra, extra_labels = _edge_marks(bool(data.broken.any()), bool((data.values == 0).any()))
         rows = -(-(len(labels) + len(extra) + (len(theory) > 0)) // 3)
         (axes,) = style.place(fig, legend_rows=rows)
         handles += _step_lines(axes, data, log=True)
@@ -156,6 +153,9 @@ def depth_profile(data: Profiles, theory: Sequence[float] = (), height: float = 
         found = log_range(data.values, np.asarray(theory, np.float64))
         style.log_axis(axes.yaxis, *(found or (-1.0, 1.0)))
         layer_axis(axes, data.layers)
+        # Where layers at an end have no value the axis goes as far all the same.
+        last = data.values.shape[1] - 1
+        axes.set_xlim(-0.05 * max(last, 1), last + 0.05 * max(last, 1))
         axes.set_ylabel(f"{NAMES.get(data.quantity, data.quantity)}, log scale")
         style.legend(fig, [*handles, *extra], [*labels, *extra_labels], 3)
     return fig
@@ -167,8 +167,8 @@ def activations(data: Mapping[str, Profiles]) -> Figure | None:
         return None
     with style.drawing():
         first = next(iter(data.values()))
-        seen = [np.ravel(p.values[:, p.measured]) for p in data.values()]
-        rows = -(-len(first.steps) // 3) + any(not np.isfinite(values).all() for values in seen)
+        broken = any(profile.broken[:, profile.measured].any() for profile in data.values())
+        rows = -(-len(first.steps) // 3) + broken
         fig = style.figure(0.7 + 0.2 * rows + 1.28 * len(data))
         handles: list[Line2D] = []
         for axes, (quantity, profile) in zip(style.place(fig, len(data), legend_rows=rows), data.items(), strict=True):
@@ -183,7 +183,7 @@ def activations(data: Mapping[str, Profiles]) -> Figure | None:
             axes.set_xlim(-0.05 * len(first.layers), 1.05 * len(first.layers) - 1)
             axes.set_ylabel(NAMES[quantity] + (", %" if quantity.endswith("fraction") else ""))
         layer_axis(axes, first.layers)
-        marks, mark_labels = _edge_marks(np.concatenate(seen), log=False)
+        marks, mark_labels = _edge_marks(broken, zero=False)
         labels = [f"step {step:,}" for step in first.steps]
         style.legend(fig, [*handles, *marks], [*labels, *mark_labels], 3)
     return fig

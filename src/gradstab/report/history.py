@@ -35,6 +35,9 @@ class History:
     that keeps the larger of each layer's norms, and whether any of them was inf or NaN.
     """
 
+    # Steps of kept profiles at which the loss or the whole gradient was not finite, or neither was told.
+    _unsound: tuple[int, ...] = ()
+
     def __init__(self, layers: Sequence[str], columns: int = COLUMNS) -> None:
         self.layers = list(layers)
         self.signal: list[tuple[int, Vector]] = []
@@ -55,6 +58,10 @@ class History:
             self._add(step, vectors["grad_norm"], finite=math.isfinite(whole))
         if "signal_grad_norm" in vectors:
             self._keep_profile(step, vectors["signal_grad_norm"])
+            told = [scalars[tag] for tag in ("train/loss", "global_grad_norm/pre_clip") if tag in scalars]
+            if not told or not all(map(math.isfinite, told)):
+                kept = {step for step, _ in self.signal}
+                self._unsound = (*(step for step in self._unsound if step in kept), step)
 
     def _add(self, step: int, norms: Vector, *, finite: bool) -> None:
         if self._in_last == self._per_column or not self._used:
@@ -103,6 +110,26 @@ class History:
         end = starts[-1] + self._per_column if self._used == 1 else self._last_step + 1.0
         return np.append(starts, max(end, self._last_step + 1.0)) - 0.5
 
+    def profiles(self) -> Any:
+        """The profiles kept that are to be drawn, as the report takes them; None before the first."""
+        from gradstab.report import profiles, reach
+
+        if not self.signal:
+            return None
+        measured = self._measured()
+        absent = reach.absent(measured.values, ~np.isin(measured.steps, self._unsound))
+        return profiles.profiles(measured, self.layers, "signal_grad_norm", absent=absent)
+
+    def expected(self, theory: Mapping[str, Any] | None) -> list[float]:
+        """What theory, as run.json holds it, expects of ‖δ‖ at step 0; empty where it says nothing."""
+        from gradstab.report.profiles import scaled_theory
+
+        return scaled_theory((theory or {}).get("signal_grad_norm") or [], self._measured()) if self.signal else []
+
+    def _measured(self) -> Series:
+        steps, values = zip(*self.signal, strict=True)
+        return Series(np.array(steps, np.int64), np.stack(values))
+
     def heatmap(self) -> Any:
         """What was kept, as the report's heatmaps take it; None before the first norms."""
         from gradstab.report import digest
@@ -121,15 +148,11 @@ class History:
 
 def profiles(history: History, theory: Mapping[str, Any] | None) -> dict[str, list[float]]:
     """‖δ‖ over depth at the first and the latest measured step, and what theory expects at step 0, by name."""
-    from gradstab.report.digest import scaled_theory
-
     if not history.signal:
         return {}
-    steps, values = zip(*history.signal, strict=True)
-    measured = Series(np.array(steps, np.int64), np.stack(values))
-    expected = scaled_theory((theory or {}).get("signal_grad_norm") or [], measured)
-    found = {"first": values[0].tolist(), "last": values[-1].tolist()}
-    return found | ({"theory": expected} if expected else {})
+    (_, first), (_, last) = history.signal[0], history.signal[-1]
+    expected = history.expected(theory)
+    return {"first": first.tolist(), "last": last.tolist()} | ({"theory": expected} if expected else {})
 
 
 def tensorboard_images(history: History, theory: Mapping[str, Any] | None) -> dict[str, Image]:
@@ -137,18 +160,14 @@ def tensorboard_images(history: History, theory: Mapping[str, Any] | None) -> di
 
     ``theory`` is what run.json holds under that key. matplotlib is imported on the first call.
     """
-    from gradstab.report import digest, figures
+    from gradstab.report import figures
 
     drawn = {}
     data = history.heatmap()
     if data is not None:
         drawn[HEATMAP] = figures.heatmap(data)
-    if history.signal:
-        steps, values = zip(*history.signal, strict=True)
-        measured = Series(np.array(steps, np.int64), np.stack(values))
-        expected = digest.scaled_theory((theory or {}).get("signal_grad_norm") or [], measured)
-        shown = digest.profiles(measured, history.layers, "signal_grad_norm")
-        drawn[PROFILE] = figures.depth_profile(shown, expected)
+    if (shown := history.profiles()) is not None:
+        drawn[PROFILE] = figures.depth_profile(shown, history.expected(theory))
     return {tag: _png(figure) for tag, figure in drawn.items()}
 
 

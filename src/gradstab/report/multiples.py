@@ -17,8 +17,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from gradstab.report import style, table
-from gradstab.report.digest import FINITE, Curve, Digest, Profiles
+from gradstab.report.digest import FINITE, Curve, Digest
 from gradstab.report.figures import COLOURS, NAMES, draw_heatmap, limits_of, log_range
+from gradstab.report.profiles import Profiles
 
 # A loss this many times the typical one at the start is off the scale that all runs share, and so are norms this many
 # decades below or above those of the run whose norms are nearest to 1: how far one exploded matters less than how
@@ -197,7 +198,7 @@ def _depth(axes: Axes, profile: Profiles, theory: Sequence[float], shared: Scale
         values = profile.values[row]
         logs, (low, high) = _log10(values), shared.depth
         style.line(axes, range(len(values)), logs, color=colour, linewidth=width)
-        style.mark(axes, np.flatnonzero(~np.isfinite(values) | (logs > high)), top=True)
+        style.mark(axes, np.flatnonzero(profile.broken[row] | (logs > high)), top=True)
         style.mark(axes, np.flatnonzero((values == 0) | (logs < low)), top=False)
     if theory:
         style.line(axes, range(len(theory)), _log10(np.array(theory)), "--", color=style.INK, linewidth=0.9)

@@ -14,10 +14,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gradstab import __version__
-from gradstab.report import curves, figures, multiples, style, table
-from gradstab.report.digest import Digest
+from gradstab.report import curves, figures, layers, multiples, style, table
+from gradstab.report.digest import FINITE, Digest
 from gradstab.report.runs import Run, printable
 
+# Lists of layers that differ; a sweep over depth has one for each.
+LISTS = 12
 STATUSES = ("completed", "diverged", "running", "interrupted", "failed")
 
 
@@ -44,6 +46,7 @@ class Section:
     facts: list[tuple[str, str]] = field(default_factory=list)
     figures: list[Drawing] = field(default_factory=list)
     small: Markup = field(default_factory=Markup)
+    layers: tuple[layers.Listed, ...] = ()
 
 
 def drawings(data: Digest, run: Run) -> Iterable[Drawing]:
@@ -60,6 +63,8 @@ def drawings(data: Digest, run: Run) -> Iterable[Drawing]:
             reason = run.theory.get("reason") or "step 0 was not measured, or not finite"
             why = f"No line of theory: {reason}."
         text = f"{name}, layer by layer. {why}"
+        if data.depth.absent is not None and data.depth.absent.any():
+            text += " Layers that no gradient reached, or where it cannot be read, leave a gap."
         yield Drawing("depth_profile", "Depth profile", text, figures.depth_profile(data.depth, data.theory))
     if (fig := figures.activations(data.activations)) is not None:
         text = "Of each hidden layer's activations a, over batch and units, at measured steps."
@@ -67,9 +72,7 @@ def drawings(data: Digest, run: Run) -> Iterable[Drawing]:
             text += " Layers that feed no activation have none, and are left out."
         yield Drawing("activations", "Activation statistics", text, fig)
     if (fig := curves.loss(data.curves)) is not None:
-        thinned = data.curves.get("train/loss") is not None and data.curves["train/loss"].thinned
-        band = " Line: mean of each bin; band: its smallest and largest value." if thinned else ""
-        yield Drawing("loss_accuracy", "Loss and accuracy", f"Training loss per batch, test split.{band}", fig)
+        yield Drawing("loss_accuracy", *_of_loss(data), fig)
     if (fig := curves.clipping(data)) is not None:
         text = "The global gradient norm; no clipping was configured."
         if data.clipped_share is not None:
@@ -78,14 +81,39 @@ def drawings(data: Digest, run: Run) -> Iterable[Drawing]:
         yield Drawing("clipping", "Gradient norm before and after clipping", text, fig)
 
 
+def _of_loss(data: Digest) -> tuple[str, str]:
+    """Title and caption of the picture of losses and accuracy: of what is drawn, and nothing else."""
+    train, test, accuracy = (data.curves.get(tag) for tag in ("train/loss", "test/loss", "test/accuracy"))
+    tested = " and ".join(word for word, curve in (("loss", test), ("accuracy", accuracy)) if curve is not None)
+    parts = ["training loss at each step"] * (train is not None) + [f"test {tested}"] * bool(tested)
+    text = "; ".join(parts)
+    if any(curve is not None and curve.thinned for curve in (train, test, accuracy)):
+        text += ". Line: mean of each bin; band: its smallest and largest value"
+    has_loss = train is not None or test is not None
+    title = "loss and accuracy" if has_loss and accuracy is not None else "loss" if has_loss else "accuracy"
+    return title.capitalize(), f"{text[0].upper()}{text[1:]}."
+
+
+def _silent(data: Digest) -> list[int]:
+    """The layers that got no gradient: no signal came to them, and that of their weights was 0 throughout."""
+    if data.depth is None or data.heatmap is None:
+        return []
+    return [i for i in data.depth.silent if not (data.heatmap.kind[i] == FINITE).any()]
+
+
 def section(run: Run, data: Digest, index: int, keys: Sequence[str], *, detailed: bool) -> Section:
     """Everything about one run; its pictures only if ``detailed``."""
     reason = printable(run.record.get("reason") or "")
     caption = ", ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
     made = Section(
-        run, table.row(run, index, keys, data.clipped_share), table.headline(run), reason, caption or run.name
+        run,
+        table.row(run, index, keys, data.clipped_share, data.line),
+        table.headline(run),
+        reason,
+        caption or run.name,
+        layers=layers.listed(run.layers, _silent(data)),
     )
-    made.facts = table.facts(run)
+    made.facts = table.facts(run, data.line)
     if detailed:
         for drawing in drawings(data, run):
             drawing.svg = _inline(drawing.figure, f"r{index}{drawing.key}", f"{drawing.title}: {drawing.caption}")
@@ -124,6 +152,19 @@ def _summary(sections: Sequence[Section]) -> str:
     )
 
 
+def _lists(sections: Sequence[Section]) -> tuple[list[tuple[str, tuple[layers.Listed, ...]]], int]:
+    """Each list of layers once, with the runs that have it, and how many more of them there are."""
+    owners: dict[tuple[layers.Listed, ...], list[str]] = {}
+    for made in sections:
+        if made.layers:
+            owners.setdefault(made.layers, []).append(made.row.name)
+    said = [
+        (", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else ""), lines)
+        for lines, names in owners.items()
+    ]
+    return said[:LISTS], max(len(said) - LISTS, 0)
+
+
 def render(
     title: str,
     sections: Sequence[Section],
@@ -138,6 +179,7 @@ def render(
     text = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_final, trim_blocks=True)
     environment.filters |= {"n": table.number, "spans": table.spans, "shortened": table.shortened}
+    lists, unlisted = _lists(sections)
     return environment.from_string(text["page.html"]).render(
         title=title,
         version=__version__,
@@ -149,6 +191,8 @@ def render(
         summary=_summary(sections),
         missing=missing,
         colour_bar=colour_bar,
+        lists=lists,
+        unlisted=unlisted,
         detailed=detailed,
         known_statuses=STATUSES,
     )

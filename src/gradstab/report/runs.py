@@ -81,8 +81,7 @@ def load(directory: Path, name: str, planned: Mapping[str, Any] | None = None) -
     """Read one run; nothing in it can make this fail. ``planned`` is what a sweep's ledger has for its settings."""
     run = Run(directory, name)
     run.record = _read_record(directory, run.notes)
-    expected = "watched" not in run.record
-    run.settings = _read_settings(directory, run.notes, expected=expected) or _flat(planned or {})
+    run.settings = _read_settings(directory, run.notes, expected="watched" not in run.record) or _flat(planned or {})
     run.records = _read_events(directory, run.notes)
     run.layers = _layers(run)
     _note_what_is_missing(run)
@@ -228,8 +227,8 @@ def _mended(run: Run, layers: Sequence[str]) -> dict[str, Any]:
         value = as_number(theory.pop(key, None))
         if value is not None and (key == "depth_factor" or math.isfinite(value)):
             theory[key] = value
-    hidden, depth = run.record.get("hidden_layers"), run.record.get("depth_layers")
-    whole = isinstance(hidden, int) and 0 <= hidden <= len(layers)
+    listed = {key: run.record.get(key) for key in ("depth_layers", "trunk_layers")}
+    whole = isinstance(hidden := run.record.get("hidden_layers"), int) and 0 <= hidden <= len(layers)
     own = run.record.get("thresholds")
     if not isinstance(own, Mapping):
         own = {name: run.settings.get(f"verdict.{name}") for name in Thresholds.__dataclass_fields__}
@@ -240,7 +239,7 @@ def _mended(run: Run, layers: Sequence[str]) -> dict[str, Any]:
     }
     return {
         "hidden_layers": hidden if whole else run.hidden,
-        "depth_layers": depth if isinstance(depth, list) and all(tag in layers for tag in depth) else None,
+        **{k: v if isinstance(v, list) and all(tag in layers for tag in v) else None for k, v in listed.items()},
         "chance_loss": run.number("chance_loss"),
         "least_loss": run.number("least_loss") or 0.0,
         "adaptive_optimizer": run.record.get("adaptive_optimizer") is True,

@@ -18,6 +18,6 @@ def mend_status(directory: Path, record: dict[str, Any]) -> list[str]:
             notes.append(f"still running{'' if sure else ', or killed'}: no final figures")
         else:
             record["status"] = "interrupted"
-            on = has_checkpoint(directory)
+            on = has_checkpoint(directory) and "watched" not in record
             notes.append(f"killed: no final figures{' (gradstab train --resume continues it)' if on else ''}")
     return notes

@@ -73,14 +73,20 @@ def labels(verdict: Verdict | None) -> tuple[str, ...]:
 RESULTS = ("test accuracy", "train loss", "depth factor", "R²", "clipped", "steps done", "seconds")
 
 
-def row(run: Run, index: int, keys: Sequence[str], clipped_share: float | None) -> Row:
-    """A run's line: its differing settings, then ``RESULTS``."""
+def _r2(run: Run, line: int | None) -> float | None:
+    """How straight the line behind the depth factor was; None where two layers are all it had to fit."""
+    return None if line is not None and line <= 2 else run.number("depth_factor_r2")
+
+
+def row(run: Run, index: int, keys: Sequence[str], clipped_share: float | None, line: int | None = None) -> Row:
+    """A run's line: its differing settings, then ``RESULTS``; ``line`` is how many layers the depth factor rests on."""
     made = Row(run.name, f"run-{index}", run.status, labels(run.verdict))
     for key in keys:
         value = run.settings.get(key)
         made.cells.append(Cell(ABSENT if value is None else str(value), "" if value is None else str(value)))
     made.cells.append(_percent(run.number("test_accuracy")))
-    made.cells += [_numeric(run.number(key)) for key in ("train_loss", "depth_factor", "depth_factor_r2")]
+    made.cells += [_numeric(run.number(key)) for key in ("train_loss", "depth_factor")]
+    made.cells.append(_numeric(_r2(run, line)))
     made.cells.append(_percent(clipped_share))
     made.cells.append(_numeric(run.number("steps")))
     seconds = run.number("seconds")
@@ -102,17 +108,18 @@ _FACTS = (
 )
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
-    """What run.json says of the run as a whole, as far as it says it."""
+def facts(run: Run, line: int | None = None) -> list[tuple[str, str]]:
+    """What run.json says of the run as a whole, as far as it says it; ``line`` as in :func:`row`."""
     found = []
     for name, key in _FACTS:
         value = run.number(key)
         if value is None or (key in ("clipped_steps", "skipped_steps") and value == 0):
             continue
         text = _percent(value).text if "accuracy" in name else number(round(value, 2) if key == "seconds" else value)
-        r2 = run.number("depth_factor_r2")
-        if key == "depth_factor" and r2 is not None:
+        if key == "depth_factor" and (r2 := _r2(run, line)) is not None:
             text += f" per layer (R² {r2:.2f})"
+        elif key == "depth_factor" and line == 2:
+            text += " per layer (over two layers)"
         found.append((name, text))
     found += [(key, printable(run.record[key])) for key in ("device", "seed") if run.record.get(key) is not None]
     if steps := resumptions(run.record):

@@ -1,0 +1,64 @@
+"""``gradstab status`` of single runs: what it offers is what works."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradstab.cli import main
+
+KILLED = """
+import os, signal, torch
+from gradstab import watch
+model = torch.nn.Linear(3, 2)
+monitor = watch(model, "run")
+for _ in range(3):
+    loss = model(torch.ones(4, 3)).square().mean()
+    loss.backward()
+    monitor.step(loss)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def _said(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert main(["status", *args]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_killed_loop_that_was_watched_is_offered_nothing_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([sys.executable, "-c", KILLED], check=False, cwd=tmp_path, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    said = _said(capsys, "run")
+    assert "interrupted" in said
+    assert "--resume" not in said
+    assert json.loads(_said(capsys, "run", "--json"))["watched"] is True
+    assert main(["train", "--resume", "run"]) == 2
+    assert "is a loop that was watched" in capsys.readouterr().err
+
+
+def test_a_run_of_its_own_that_was_interrupted_is_offered_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"status": "interrupted", "steps": 3, "layers": ["00_output"]}))
+    said = _said(capsys, str(folder))
+    assert f"gradstab train --resume {shlex.quote(str(folder))} continues it" in said
+    assert json.loads(_said(capsys, str(folder), "--json"))["watched"] is False
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"status": "comp'])
+def test_a_run_whose_record_cannot_be_read_has_a_state_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "run.json").write_text(text)
+    assert "unknown" in _said(capsys, str(tmp_path))
