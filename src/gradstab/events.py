@@ -87,6 +87,14 @@ class EventWriter:
             self._file.seek(state["position"])
             self._described.update(state["described"])
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the file is still where it was made: neither removed nor another one by now."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except OSError:
+            return False
+
     def rewind(self) -> None:
         """Cut the file off where it goes on."""
         self._file.truncate()

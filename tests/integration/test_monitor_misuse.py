@@ -390,3 +390,44 @@ print(open(f"{left.directory}/run.json").read().count('"running"'))
     assert "no step was recorded" in answer.stderr
     assert read_run(tmp_path / "left")["status"] != "running"
     assert [path.name for path in tmp_path.iterdir()] == ["left"]
+
+
+class Bypassed(nn.Module):
+    """A stem, two blocks whose branches start at ``scale``, with a skip path beside each or not, and a head."""
+
+    def __init__(self, scale: float, *, skips: bool) -> None:
+        super().__init__()
+        self.stem, self.between, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.relus = nn.ModuleList(nn.ReLU() for _ in range(2))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(2))
+        self.scale, self.skips = scale, skips
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relus[0](self.stem(x))
+        for number, block in enumerate(self.blocks):
+            h = (h if self.skips else 0.0) + self.scale * block(h)
+            h = self.relus[1](self.between(h)) if number == 0 else h
+        logits: Tensor = self.head(h)
+        return logits
+
+
+@pytest.mark.parametrize(("scale", "skips", "label"), [(1e-4, True, "healthy"), (1e-4, False, "vanishing")])
+def test_small_gradients_beside_a_skip_path_are_no_vanishing(
+    tmp_path: Path, scale: float, skips: bool, label: str
+) -> None:
+    torch.manual_seed(0)
+    model = Bypassed(scale, skips=skips)
+    x, y = torch.randn(64, 4), torch.randint(3, (64,))
+    with watch(model, tmp_path / "run") as monitor:
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        monitor.step(loss)
+    known, records = read_run(tmp_path / "run"), read_records(tmp_path / "run")
+    trunk = [tag[3:] for tag in known["trunk_layers"]]
+    chain = ["stem", "blocks.0.0", "between", "blocks.1.0"]
+    assert [tag[3:] for tag in known["depth_layers"]] == chain
+    assert trunk == (["stem", "between"] if skips else chain)
+    # What is left out is small indeed: by δ of all layers alike, both would be told that they vanish.
+    assert np.ptp(np.log10(records.vectors["signal_grad_norm"].values[0][:-1])) > 2.2
+    assert label in known["verdict"]["labels"]
+    assert judge_records(records, known).labels == tuple(known["verdict"]["labels"])

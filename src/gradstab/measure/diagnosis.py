@@ -232,7 +232,7 @@ def judge_records(records: Records, run: Mapping[str, Any], thresholds: Threshol
         theory=run.get("theory"),
         chance_loss=run.get("chance_loss"),
         least_loss=run.get("least_loss", 0.0),
-        depth_layers=run.get("depth_layers"),
+        depth_layers=run.get("depth_layers") if run.get("trunk_layers") is None else run["trunk_layers"],
     )
     scalars: dict[int, dict[str, float]] = {}
     for tag in LOOKED_AT & records.scalars.keys():

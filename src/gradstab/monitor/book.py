@@ -99,6 +99,7 @@ class Book:
         """Write run.json as far as it is known, with the layers in their present order."""
         self._record |= {"layers": norms.tags, "hidden_layers": len(norms.hidden)}
         self._record["depth_layers"] = [norms.tags[i] for i in norms.depth]
+        self._record["trunk_layers"] = [norms.tags[i] for i in norms.trunk]
         self._rewrite()
 
     def _rewrite(self) -> None:
@@ -120,7 +121,7 @@ class Book:
         if self._opened is not None:
             _, ledger, judge = self._opened
             ledger.depth = norms.depth
-            judge.arrange(len(norms.hidden), self._record["depth_layers"])
+            judge.arrange(len(norms.hidden), self._record["trunk_layers"])
 
     def add(self, record: StepRecord, post: Norms | None, unknown: Sequence[str], norms: WatchedNorms) -> None:
         """Record one step. ``post`` are the norms after clipping where it was seen, ``unknown`` tags to leave out."""
@@ -174,9 +175,13 @@ class Book:
             stack.enter_context(self._writing())
             stack.enter_context(contextlib.closing(ledger))
             self.closed = True
+            recorder.flush()
+            if not ledger.in_place:
+                # What is there by now is another run's.
+                warnings.warn(f"watch: {self.directory} was removed or replaced; its record is not ended", stacklevel=4)
+                return recorder.recorded_steps
             if self._trouble and status == "completed":
                 status, reason = "failed", self._trouble
-            recorder.flush()
             self._draw(recorder.recorded_steps)
             record = self._record | closing_record(recorder, ledger, status, reason)
             record["seconds"] = time.perf_counter() - self._started
@@ -216,7 +221,7 @@ class Book:
                 theory=self._record["theory"],
                 chance_loss=chance,
                 adaptive=self._record["adaptive_optimizer"],
-                depth_layers=self._record["depth_layers"],
+                depth_layers=self._record["trunk_layers"],
             )
             with self._writing():
                 ledger = Ledger(self.directory, norms.tags, judge, depth=norms.depth, scaled=self._scaled)

@@ -39,6 +39,13 @@ class Closing(ABC):
             self.forget()
             self._at_exit()
 
+    def __deepcopy__(self, _memo: object) -> None:
+        # A network may hold its monitor; nobody watches a copy of it.
+        return None
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
     @abstractmethod
     def close(self, status: str = "completed", reason: str = "") -> None:
         """End what is open, and :meth:`forget` of it; later calls do nothing."""

@@ -15,7 +15,7 @@ from gradstab.errors import ConfigError
 from gradstab.measure.probe import GradientNorms
 from gradstab.measure.quantities import Norms, as_tensor
 from gradstab.monitor.layers import WatchedLayer
-from gradstab.monitor.series import in_series
+from gradstab.monitor.series import in_series, on_every_path
 
 _GRAD = operator.attrgetter("grad")
 
@@ -36,6 +36,7 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         self.parameters[self.n_weights :] = sorted(self.parameters[self.n_weights :], key=lambda p: p.ndim == 1)
         self._n_large = self.n_weights + sum(p.ndim != 1 for p in self.parameters[self.n_weights :])
         self.series: Collection[int] | None = None
+        self._trunk: list[int] | None = None
         self.reached: set[int] = set()
         self.device = self.parameters[0].device
         self._index = {id(parameter): i for i, parameter in enumerate(self.parameters)}
@@ -58,6 +59,11 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         return self.alike if self.series is None else [i for i in self.alike if i in self.series]
 
     @property
+    def trunk(self) -> list[int]:
+        """Those of ``depth`` that no skip path leads past, as far as is known."""
+        return self.depth if self._trunk is None else self._trunk
+
+    @property
     def alike(self) -> list[int]:
         """The layers that a depth factor would be taken over if all stood in series."""
         known = [i for i, layer in enumerate(self.layers) if layer.activation is not None]
@@ -78,6 +84,7 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         if self.series is not None and len(series) <= len(self.series):
             return False
         self.series = series
+        self._trunk = on_every_path(self.layers, series, roots)
         return True
 
     def positions(self, parameters: Iterable[nn.Parameter]) -> list[int]:

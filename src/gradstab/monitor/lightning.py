@@ -41,6 +41,7 @@ class GradstabCallback(Callback):  # type: ignore[misc]
     def __init__(self, directory: str | Path | None = None, **arguments: Any) -> None:
         self._attached = Attached(directory, arguments)
         self._loss: Tensor | None = None
+        self._parts = 0
         self._scaler: Any = None
         self._own: set[int] = set()
         self._clips_first = False
@@ -61,7 +62,7 @@ class GradstabCallback(Callback):  # type: ignore[misc]
             raise ConfigError(f"strategy={strategy}: shards parameters, so no process has a layer's gradient")
         if not trainer.is_global_zero:
             return
-        self._loss = None
+        self._loss, self._parts = None, 0
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         self._clips_first = not pl_module.automatic_optimization or (
             type(pl_module).on_after_backward is not LightningModule.on_after_backward
@@ -84,6 +85,7 @@ class GradstabCallback(Callback):  # type: ignore[misc]
             scale = scale_of(self._scaler)
             own = loss.detach() if scale is None else loss.detach() / scale
             self._loss = own if self._loss is None else self._loss + own
+            self._parts += 1
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Look before the module can: what it does by hand may clip before it steps."""
@@ -98,8 +100,11 @@ class GradstabCallback(Callback):  # type: ignore[misc]
             return
         if self._loss is None and pl_module.automatic_optimization:
             return  # training_step gave no loss to send back: nothing moves.
+        if self._loss is not None and self._parts and pl_module.automatic_optimization:
+            # At an epoch's end there may be fewer of them than each was divided by.
+            self._loss = self._loss * (trainer.accumulate_grad_batches / self._parts)
         monitor.step(self._loss, optimizer=optimizer)
-        self._loss = None
+        self._loss, self._parts = None, 0
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Training is done."""

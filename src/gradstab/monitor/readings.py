@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,7 +23,8 @@ from gradstab.monitor.layers import WatchedLayer
 class Statistics:
     """What one call's activation was like: how many values, and 0-d tensors.
 
-    ``alive`` is for each unit whether its slope differs from 0 for any sample, None where units are not known.
+    ``alive`` is for each unit 1 where its slope differs from 0 for any sample, else 0, and NaN where any slope is NaN;
+    None where units are not known.
     """
 
     count: int
@@ -147,7 +148,9 @@ def _activation(parts: Sequence[Statistics]) -> dict[str, Tensor]:
         values["activation_std"] = whole[0][2] if len(whole) == 1 else _weighted(spreads, shares).sqrt()
     alive = [part.alive for part in parts if part.alive is not None]
     if alive and all(one.shape == alive[0].shape for one in alive):
-        values["dead_fraction"] = (~torch.stack(alive).any(0)).float().mean()
+        # Of a layer with a slope that nobody knows, nobody knows; amax hands it on.
+        ever = torch.stack(alive).amax(0)
+        values["dead_fraction"] = (ever == 0).float().mean().masked_fill(ever.isnan().any(), math.nan)
     saturated = [(part.count, part.saturated) for part in parts if part.saturated is not None]
     if saturated:
         total = sum(count for count, _ in saturated)
@@ -179,6 +182,8 @@ def _out_of_place(activation: nn.Module) -> nn.Module:
 def alive_units(slope: Tensor, module: nn.Module) -> Tensor | None:
     """For each unit whether any slope differs from 0, [units]; None where it is not known which axis is the units'.
 
+    In numbers: 1 where one does, 0 where none does, and NaN where any is.
+
     Units are a convolution's channels, and the last axis of anything else that torch knows, or of a matrix.
     """
     if isinstance(module, _ConvNd | TableConv2d):
@@ -190,7 +195,19 @@ def alive_units(slope: Tensor, module: nn.Module) -> Tensor | None:
         return None
     if axis < 0:
         return None
-    return (slope != 0).movedim(axis, -1).reshape(-1, slope.shape[axis]).any(0)
+    differs = (slope != 0).float().masked_fill(slope.isnan(), math.nan)
+    return differs.movedim(axis, -1).reshape(-1, slope.shape[axis]).amax(0)
+
+
+def keep_gradient(call: Call, output: int) -> Callable[[Tensor], None]:
+    """A hook that keeps the gradient of one of a call's outputs."""
+
+    def hook(grad: Tensor) -> None:
+        # One loss after another may be sent back through the same graph; their gradients add up.
+        earlier = call.grads.get(output)
+        call.grads[output] = grad.detach() if earlier is None else earlier + grad.detach()
+
+    return hook
 
 
 def outputs_of(module: nn.Module, output: object) -> list[Tensor]:

@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 
 from gradstab.monitor.layers import WatchedLayer
 
+PRIME = 2**61 - 1
+
 
 def in_series(
     layers: Sequence[WatchedLayer],
@@ -41,6 +43,53 @@ def in_series(
     return max(chains.values(), key=len, default=[])
 
 
+def on_every_path(layers: Sequence[WatchedLayer], chain: Sequence[int], roots: Mapping[int, Any]) -> list[int]:
+    """Those of a ``chain`` that no gradient on its way down can pass by: past the others leads a skip path.
+
+    Of a layer in a branch beside one, δ may be as small as the branch is: others get their gradient all the same. All
+    of the chain where the graph does not show the first one's output.
+    """
+    if len(chain) < 2:
+        return list(chain)
+    above = _ancestors(layers, roots)
+    top = max(i for i, layer in enumerate(layers) if id(layer) in roots and above[i] >> chain[-1] & 1)
+    nodes = {i: roots[id(layers[i])] for i in chain}
+    order = _from_below(roots[id(layers[top])])
+    # How many paths lead from each node to the first layer, and from the top to each node; a layer that all pass has
+    # as many as there are. Modulo a large prime, as they may double with every block.
+    down = dict.fromkeys(order, 0)
+    up = dict.fromkeys(order, 0)
+    if nodes[chain[0]] not in down:
+        return list(chain)
+    down[nodes[chain[0]]] = up[order[-1]] = 1
+    for node in order:
+        if node is not nodes[chain[0]]:
+            down[node] = sum(down[parent] for parent in _parents(node)) % PRIME
+    for node in reversed(order):
+        for parent in _parents(node):
+            up[parent] = (up[parent] + up[node]) % PRIME
+    whole = down[order[-1]]
+    # An activation in place can hide an output's node: nothing is known of such a layer.
+    return [i for i in chain if nodes[i] not in down or up[nodes[i]] * down[nodes[i]] % PRIME == whole]
+
+
+def _parents(node: Any) -> list[Any]:
+    return [parent for parent, _ in node.next_functions if parent is not None]
+
+
+def _from_below(*roots: Any) -> list[Any]:
+    """All nodes below these, each behind those that it was computed from; a single root is the last."""
+    found: dict[Any, None] = {}
+    stack = list(roots)
+    while stack:
+        unknown = [parent for parent in _parents(stack[-1]) if parent not in found] if stack[-1] not in found else []
+        if unknown:
+            stack += unknown
+        else:
+            found.setdefault(stack.pop())
+    return list(found)
+
+
 def in_order(layers: Sequence[WatchedLayer], met: Sequence[WatchedLayer]) -> list[WatchedLayer]:
     """The layers as they were ``met``; one that was not called as a module stays behind the one it is defined after."""
     place = {id(layer): position for position, layer in enumerate(met)}
@@ -58,21 +107,11 @@ def _ancestors(layers: Sequence[WatchedLayer], roots: Mapping[int, Any]) -> list
     weights = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters if users[id(p)] == 1}
     outputs = {roots[id(layer)]: i for i, layer in enumerate(layers) if id(layer) in roots}
     found: dict[Any, int] = {}
-    for root in outputs:
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            parents = [parent for parent, _ in node.next_functions if parent is not None]
-            unknown = [parent for parent in parents if parent not in found] if node not in found else []
-            if unknown:
-                stack += unknown
-                continue
-            stack.pop()
-            if node not in found:
-                bits = 1 << outputs[node] if node in outputs else 0
-                variable = getattr(node, "variable", None)
-                bits |= 1 << weights[id(variable)] if id(variable) in weights else 0
-                for parent in parents:
-                    bits |= found[parent]
-                found[node] = bits
+    for node in _from_below(*outputs):
+        bits = 1 << outputs[node] if node in outputs else 0
+        variable = getattr(node, "variable", None)
+        bits |= 1 << weights[id(variable)] if id(variable) in weights else 0
+        for parent in _parents(node):
+            bits |= found[parent]
+        found[node] = bits
     return [found[roots[id(layer)]] if id(layer) in roots else 0 for layer in layers]

@@ -125,6 +125,10 @@ class Signals:
         self._next(Pass(readings.batch_size(inputs, self._conventions.batch_dim)))
 
     def _next(self, begun: Pass) -> None:
+        own = self._passes[self._earlier :]
+        if own and all(parameter.grad is None for parameter in self._model.parameters()):
+            # zero_grad() came since: what has gone back is no part of what the next update is made of.
+            self._passes[self._earlier :] = [one for one in own if not one.has_gradients]
         for done in self._passes:
             done.compact()
         self._flow = _Flow()
@@ -181,7 +185,7 @@ class Signals:
         for i, tensor in enumerate(outputs):
             if tensor.requires_grad:
                 # A tensor's hook and not retain_grad: an activation in place may follow; what is wanted is h's own.
-                handle = tensor.register_hook(_keep_gradient(call, i))  # type: ignore[no-untyped-call]
+                handle = tensor.register_hook(readings.keep_gradient(call, i))  # type: ignore[no-untyped-call]
                 if tensor.is_leaf:
                     self._handles.append(handle)  # A parameter that is given out as it is outlives the pass.
         self._flow.put(h, layer, call)
@@ -239,12 +243,3 @@ def _looking() -> bool:
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     return torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
-
-
-def _keep_gradient(call: Call, output: int) -> Callable[[Tensor], None]:
-    def hook(grad: Tensor) -> None:
-        # One loss after another may be sent back through the same graph; their gradients add up.
-        earlier = call.grads.get(output)
-        call.grads[output] = grad.detach() if earlier is None else earlier + grad.detach()
-
-    return hook

@@ -1,0 +1,168 @@
+"""Which forward passes are a step's own, where a loop makes others beside them."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradstab import watch
+from gradstab.events import read_records
+from gradstab.run_directory import read_run
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(16, 4, generator=generator), torch.randint(3, (16,), generator=generator)
+
+
+def delta(model: nn.Sequential) -> list[float]:
+    """√(mean over samples of ‖∂ℓ_i/∂h_i‖²) of each layer, from a backward pass made for it."""
+    x, y = data()
+    hs = []
+    for module in model:
+        x = module(x)
+        if isinstance(module, nn.Linear):
+            hs.append(x)
+    losses = nn.functional.cross_entropy(x, y, reduction="sum")
+    return [h.square().sum(1).mean().sqrt().item() for h in torch.autograd.grad(losses, hs)]
+
+
+def signals(directory: Path) -> np.ndarray:
+    values: np.ndarray = read_records(directory).vectors["signal_grad_norm"].values
+    return values
+
+
+def test_updates_between_two_looks_are_no_part_of_the_second(tmp_path: Path) -> None:
+    model, (x, y) = mlp(), data()
+    expected = delta(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=2) as monitor:
+        for i in range(41):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            if i % 10 == 0:
+                monitor.step(loss)
+            optimizer.step()
+            assert len(monitor.signals._passes) <= 2
+    found = signals(tmp_path / "run")
+    assert len(found) == 3
+    for row in found:
+        assert row.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradients_that_another_network_sent_through_and_that_were_cleared_do_not_count(tmp_path: Path) -> None:
+    model, (x, y) = mlp(), data()
+    expected = delta(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=1) as monitor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            monitor.step(loss)
+            optimizer.step()
+            model(2 * x).sum().backward()  # A generator's turn.
+    for row in signals(tmp_path / "run"):
+        assert row.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_a_closure_only_the_last_evaluation_counts(tmp_path: Path) -> None:
+    model, (x, y) = mlp(), data()
+    expected = delta(model)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=1e-9, max_iter=4)
+    calls = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        calls.append(loss)
+        return loss
+
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=1) as monitor:
+        optimizer.step(closure)
+        monitor.step(calls[-1])
+    assert len(calls) > 1
+    assert signals(tmp_path / "run")[0].tolist() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("passes", [1, 4])
+def test_micro_batches_still_count_together(tmp_path: Path, passes: int) -> None:
+    model, (x, y) = mlp(), data()
+    expected = delta(model)
+    with watch(model, tmp_path / "run") as monitor:
+        for own, targets in zip(x.chunk(passes), y.chunk(passes), strict=True):
+            loss = nn.functional.cross_entropy(model(own), targets) / passes
+            loss.backward()
+        monitor.step(loss)
+    assert signals(tmp_path / "run")[0].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_monitor_whose_directory_is_anothers_by_now_leaves_it_alone(tmp_path: Path) -> None:
+    directory, model = tmp_path / "run", mlp()
+    x, y = data()
+    monitors = []
+    for steps in (3, 8):
+        shutil.rmtree(directory, ignore_errors=True)
+        monitors.append(watch(model, directory))
+        for _ in range(steps):
+            model.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            monitors[-1].step(loss)
+    monitors[1].close()
+    with pytest.warns(UserWarning, match="was removed or replaced"):
+        monitors[0].close()
+    assert read_run(directory)["steps"] == 8
+
+
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+        self.monitor: object = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out
+
+
+def test_a_network_that_holds_its_monitor_can_be_copied_and_saved(tmp_path: Path) -> None:
+    model = Holder()
+    with watch(model, tmp_path / "run") as monitor:
+        model.monitor = monitor
+        twin = copy.deepcopy(model)
+        buffer = io.BytesIO()
+        torch.save(twin, buffer)
+        assert twin.monitor is None
+        loss = model(data()[0]).square().mean()
+        loss.backward()
+        monitor.step(loss)
+    assert read_run(tmp_path / "run")["steps"] == 1
+
+
+def test_of_activations_that_are_nan_no_unit_is_called_dead_or_alive(tmp_path: Path) -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[0].bias[0] = math.nan
+    with warnings.catch_warnings(), watch(model, tmp_path / "run") as monitor:
+        warnings.simplefilter("ignore")
+        loss = model(data()[0]).square().mean()
+        loss.backward()
+        monitor.step(loss)
+    assert np.isnan(read_records(tmp_path / "run").vectors["dead_fraction"].values).all()
