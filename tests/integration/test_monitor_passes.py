@@ -166,3 +166,23 @@ def test_of_activations_that_are_nan_no_unit_is_called_dead_or_alive(tmp_path: P
         loss.backward()
         monitor.step(loss)
     assert np.isnan(read_records(tmp_path / "run").vectors["dead_fraction"].values).all()
+
+
+@pytest.mark.parametrize(("factor", "told"), [(65536.0, True), (60000.0, False), (2.0, False)])
+def test_a_scaler_that_nobody_spoke_of_is_noticed(tmp_path: Path, factor: float, told: bool) -> None:
+    model, (x, y) = mlp(), data()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with watch(model, tmp_path / "run", optimizer=optimizer) as monitor:
+            for _ in range(150):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(x), y)
+                (loss * factor).backward()
+                monitor.step(loss)
+                for parameter in model.parameters():
+                    parameter.grad /= factor
+                optimizer.step()
+    said = [str(warning.message) for warning in caught if "power of two" in str(warning.message)]
+    assert len(said) == int(told)
+    assert any("65536" in note for note in monitor.notes) == told

@@ -25,11 +25,13 @@ from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.ledger import Ledger
 from gradstab.monitor.record import closing_record, opening_record
 from gradstab.monitor.rows import Row
-from gradstab.monitor.settings import NOT_IN_SERIES
+from gradstab.monitor.settings import NOT_IN_SERIES, SCALED
 from gradstab.report.history import Pictures
 
 # From so many steps on a run gets pictures in TensorBoard.
 PICTURED = 500
+# So many steps in a row divided by a power of two are a GradScaler's work.
+DIVIDED = 3
 # Optimizers whose steps keep their size too, and which gradstab has no option for.
 ADAPTIVE_ELSEWHERE = ("adafactor", "adadelta", "rprop", "lion", "lamb", "lars", "shampoo", "soap", "sophia", "prodigy")
 
@@ -126,6 +128,8 @@ class Book:
     def add(self, record: StepRecord, post: Norms | None, unknown: Sequence[str], norms: WatchedNorms) -> None:
         """Record one step. ``post`` are the norms after clipping where it was seen, ``unknown`` tags to leave out."""
         recorder, ledger, _ = self._open(norms)
+        if ledger.divided >= DIVIDED:
+            self.complain(SCALED, stacklevel=6, factor=ledger.factor)
         if post is not None and not self._clips:
             # Steps cross to the host together only where all have the same values.
             with self._writing():

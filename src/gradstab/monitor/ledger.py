@@ -15,6 +15,8 @@ from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.diagnosis import Judge
 
 SKIPPED = "amp/skipped"
+# A GradScaler's factor is a power of two, and never this small in practice.
+LEAST_SCALE = 64
 
 
 class Ledger(EventWriter):
@@ -22,7 +24,9 @@ class Ledger(EventWriter):
 
     ``depth`` are the positions of the layers that a depth factor is taken over. What is not known of a step
     (:meth:`leave_out`) is left out, not written as NaN. With ``scaled`` losses a step whose gradients were not finite
-    is one that the GradScaler skips: it is marked as such, and the judge is not told of it.
+    is one that the GradScaler skips: it is marked as such, and the judge is not told of it. ``divided`` counts the
+    steps in a row whose gradients were divided by a large power of two, ``factor``, before the update, as a GradScaler
+    does.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class Ledger(EventWriter):
         self.latest_depth: DepthFactor | None = None
         self.judge = judge
         self.depth = list(depth)
+        self.divided, self.factor = 0, 1.0
         self._scaled = scaled
         self._unknown: dict[int, set[str]] = {}
         self._rehearses = False
@@ -65,6 +70,8 @@ class Ledger(EventWriter):
         unknown = self._unknown.pop(step, ())
         known = {tag: value for tag, value in scalars.items() if tag not in unknown}
         loss, whole = known.get("train/loss"), known.get("global_grad_norm/pre_clip", 0.0)
+        self.factor = 1 / (known.get("clip/scale") or 1.0)
+        self.divided = self.divided + 1 if self.factor >= LEAST_SCALE and _is_power_of_two(self.factor) else 0
         skipped = self._scaled and not math.isfinite(whole)
         if "signal_grad_norm" in vectors:
             line = depth_factor(vectors["signal_grad_norm"][self.depth].tolist())
@@ -89,3 +96,8 @@ class Ledger(EventWriter):
         # Backward runs from the output down: the broken layer nearest the output is where it began.
         layer = self._layers[bad[-1]] if bad and math.isfinite(loss) else None
         return {"step": step, "quantity": "gradient" if math.isfinite(loss) else "loss", "layer": layer}
+
+
+def _is_power_of_two(number: float) -> bool:
+    """Whether it is one as far as norms in single precision tell."""
+    return math.isfinite(number) and abs(2 * math.frexp(number * (1 + 1e-6))[0] - 1) < 1e-5

@@ -36,6 +36,10 @@ REFUSED = (
     "{kind}: has no slope that can be asked for ({why}), so of the layers before it no activations are measured; "
     "allowed in activations: classes whose forward(h) alone gives one tensor of h's shape"
 )
+SCALED = (
+    "gradients are divided by {factor:.6g} before every update, a power of two, as a GradScaler does: norms before it "
+    "hold that factor, and what looks like clipping is none; give watch the scaler"
+)
 EXCHANGED = (
     "the network has other parameters than when watching began ({new} new, {gone} gone): new ones are not measured; "
     "close this monitor, and watch again"
