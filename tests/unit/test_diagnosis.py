@@ -503,10 +503,13 @@ def test_steps_too_large_for_the_depth(ratio: float, scale: float | None, rules:
         assert finding.value == pytest.approx(ratio * (scale or 0))
     later = {"signal_grad_norm": profile(1.0), "update_ratio": np.full(11, 0.01)}
     looked(one, 1, CHANCE, **later)
+    assert [finding.rule for finding in one.verdict().findings] == rules, "nothing is learnt yet"
+    for step in range(2, 8):
+        looked(one, step, 0.9 * CHANCE, **later)
     assert one.verdict().labels == ("healthy",), "it did no harm"
-    looked(one, 2, CHANCE, **later, dead_fraction=np.ones(10))
+    looked(one, 8, 0.9 * CHANCE, **later, dead_fraction=np.ones(10))
     assert [finding.rule for finding in one.verdict().findings] == ["dead_fraction", *rules], "it may be why"
-    for step in range(3, 9):
+    for step in range(9, 15):
         looked(one, step, 0.1 * CHANCE, **later, dead_fraction=np.ones(10))
     assert one.verdict().labels == ("healthy",)
 
@@ -793,3 +796,12 @@ def test_steps_of_one_size_tell_apart_what_hardly_differs(
     one = judge(adaptive=adaptive)
     looked(one, 0, CHANCE, signal_grad_norm=profile(1.0), correlation=np.full(11, similarity))
     assert one.verdict().labels == labels
+
+
+@pytest.mark.parametrize(("falls", "erratic"), [(0.85, False), (1.0, True)])
+def test_a_loss_that_falls_steeply_is_not_erratic(falls: float, erratic: bool) -> None:
+    one = judge()
+    for step in range(T.jump_window + 10):
+        scalars = {"train/loss": CHANCE * 100 * falls**step, "global_grad_norm/pre_clip": 3.0 ** (step % 2)}
+        one.observe(step, scalars, {})
+    assert ("erratic" in [finding.rule for finding in one.verdict().findings]) == erratic

@@ -15,6 +15,8 @@ from gradstab.measure.rules import SINGLE, Holding, Profile
 
 # A loss this many times that of guessing has not stayed there.
 ERRANT = 1.2
+# The share of its trend that a loss which falls steeply is at.
+FALLING = 0.5
 # The share of the weights that steps have to move within `patience` for their direction to matter.
 TAKEN = 0.1
 
@@ -104,6 +106,9 @@ def _times(course: Course) -> str:
 def _erratic(course: Course, t: Thresholds) -> list[Holding]:
     """Each step finds another gradient than the one before left, and none of them lowers the loss."""
     if len(course.log_norms) <= t.jump_window or course.level <= 1 - t.progress:
+        return []
+    # A loss that falls as fast as this is not what such steps leave behind.
+    if course.level < FALLING * course.losses.trend:
         return []
     jump = math.sqrt(sum([(b - a) ** 2 for a, b in pairwise(course.log_norms)]) / (len(course.log_norms) - 1))
     if jump <= math.log(t.jump):
