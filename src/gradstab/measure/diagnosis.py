@@ -134,7 +134,7 @@ class Judge:
         level = self._losses.level
         learnt = level is not None and level <= self._thresholds.learnt
         held = {} if learnt else {rule: kept for rule, kept in self._held.items() if kept[2] >= kept[3].needs}
-        # How large the first step was may explain what is wrong now; where the loss has left the plateau, it did no harm.
+        # How large the first step was may explain what is wrong now; with a loss off the plateau, it did no harm.
         left = level is None or level <= self._thresholds.plateau
         if self._seen > 1 and left and not findings and all(rule.startswith(FIRST_STEP) for rule in held):
             held = {}
