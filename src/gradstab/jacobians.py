@@ -7,33 +7,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradstab.capacity import free_memory
+from gradstab.config.sizes import in_words
 from gradstab.errors import ConfigError
 from gradstab.events import shown_layers
 from gradstab.measure.quantities import safe_norm
 from gradstab.models.blocks import Model
+from gradstab.spectra import Spectrum, mean_of, singular_values, spectrum
 
 MAX_LAYERS = 32
-# Multiplications in the decompositions, a few dozen seconds of one core; and entries of one Jacobian, half a gigabyte.
+# Multiplications, a few dozen seconds of one core; and entries of one Jacobian, half a gigabyte.
 MAX_WORK, MAX_ENTRIES = 2e11, 6e7
-# From this side on, eigenvalues of a Gram matrix; and the multiplications that finding small values may take again.
-GRAM_FROM, MAX_AGAIN = 256, 1e9
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """Singular values of a Jacobian: their mean, largest and smallest, averaged over samples.
-
-    ``condition`` is the median over samples of largest over smallest, inf where the smallest is 0 up to rounding.
-    """
-
-    mean: float
-    largest: float
-    smallest: float
-    condition: float
+# Numbers in a layer's gradients that are taken at once, 16 MB.
+ROOM = 2**21
 
 
 @dataclass(frozen=True)
@@ -70,25 +59,30 @@ def jacobians(model: Model, tags: Sequence[str], inputs: Tensor, samples: int) -
     change of y for a small random relative change of h^k, squared. A gradient explodes where it grows exponentially
     with the number of layers between. Of maps too large to decompose by themselves, singular values below about a
     millionth of the largest count as 0 (:func:`singular_values`). Raises :class:`ConfigError` where all this would
-    take too long.
+    take too long or too much memory.
     """
-    twin = copy.deepcopy(model).cpu().double().eval()
-    coupled = _forget_running_statistics(twin)
-    parts = segments(twin)
+    twin = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     x = inputs.detach().cpu().double()
+    shapes = _states(segments(twin), x[:1])
+    norms = _norm_by_batch(twin)
+    parts = segments(twin)
     shown = shown_layers(len(parts), MAX_LAYERS)
-    states = _states(parts, x if coupled else x[:1])
     samples = min(samples, len(x))
-    _check_work(states, shown, samples)
+    _check_work(parts, shapes, shown, samples, len(x) if norms else 1)
+    together = _states(parts, x) if norms else []
     spectra: dict[int, list[Tensor]] = {layer: [] for layer in shown}
     whole: list[Tensor] = []
     scales: dict[int, list[float]] = {}
     for sample in range(samples):
         # Without BatchNorm, samples have nothing to do with each other.
-        row, batch = (sample, x) if coupled else (0, x[sample : sample + 1])
-        states = _states(parts, batch)
+        row, batch = (sample, x) if norms else (0, x[sample : sample + 1])
+        states = together or _states(parts, batch)
+        for norm in norms:
+            norm.leave(row)
         for layer in shown:
-            spectra[layer].append(singular_values(_own_jacobian(parts[layer], states[layer], row)))
+            spectra[layer].append(singular_values(_own_jacobian(parts[layer], states[layer][row])))
+        for norm in norms:
+            norm.others = None
         to_outputs = _jacobians_to_outputs(parts, batch, states, [0, *(layer + 1 for layer in shown)], row)
         outputs = _size(states[-1][row])
         for position, jacobian in to_outputs.items():
@@ -96,36 +90,8 @@ def jacobians(model: Model, tags: Sequence[str], inputs: Tensor, samples: int) -
             relative = _size(jacobian) / math.sqrt(own.numel()) * (_size(own) / outputs)
             scales.setdefault(position, []).append((relative**2).item())
         whole.append(singular_values(to_outputs[0]))
-    layers = [LayerJacobian(tags[i], _spectrum(spectra[i]), _mean(scales[i + 1])) for i in shown]
-    return Jacobians(samples, _spectrum(whole), _mean(scales[0]), tuple(layers))
-
-
-def singular_values(matrix: Tensor) -> Tensor:
-    """The min(n, m) singular values of a float64 matrix [n, m], largest first.
-
-    With 256 or more non-zero rows and columns they are the roots of the Gram matrix's eigenvalues, which takes a tenth
-    of the time. Rounding there is relative to the largest eigenvalue: a singular value s is right to about
-    1e-15 (largest/s)², relatively, and below √(n ε) of the largest, 6e-7 for n = 1600, nothing is left of it. Where
-    that concerns any, they are decomposed after all if this is quick, and else such values are set to 0. Of a matrix
-    that is not finite, all are NaN.
-    """
-    count = min(matrix.shape)
-    if not matrix.isfinite().all():
-        return torch.full((count,), math.nan, dtype=matrix.dtype)
-    # Units that are off have rows or columns of zeros, which add singular values 0.
-    matrix = matrix[matrix.any(dim=1)][:, matrix.any(dim=0)]
-    rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    side = len(rows)
-    if side < GRAM_FROM:
-        values = torch.linalg.svdvals(rows)
-    else:
-        squares = torch.linalg.eigvalsh(rows @ rows.T).flip(0)
-        resolved = squares > side * torch.finfo(squares.dtype).eps * squares[0]
-        if not resolved.all() and rows.numel() * side <= MAX_AGAIN:
-            values = torch.linalg.svdvals(rows)
-        else:
-            values = torch.where(resolved, squares, 0.0).sqrt()
-    return nn.functional.pad(values, (0, count - side))
+    layers = [LayerJacobian(tags[i], spectrum(spectra[i]), mean_of(scales[i + 1])) for i in shown]
+    return Jacobians(samples, spectrum(whole), mean_of(scales[0]), tuple(layers))
 
 
 def _size(x: Tensor) -> Tensor:
@@ -149,13 +115,55 @@ def segments(model: Model) -> list[nn.Sequential]:
     return found
 
 
-def _forget_running_statistics(model: nn.Module) -> bool:
-    """Make BatchNorm normalise by its batch in evaluation too; returns whether there is any."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
-    for norm in norms:
-        norm.track_running_stats = False
-        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-    return bool(norms)
+class _BatchNorm(nn.Module):
+    """BatchNorm by the statistics of its batch, in evaluation too; or of one row, its batch's others held fixed.
+
+    The first batch it sees is the one that rows are taken of.
+    """
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.norm = norm
+        self.seen: Tensor | None = None
+        # Of the other rows: how many numbers in a channel, their means, and their sums of squares about those.
+        self.others: tuple[int, Tensor, Tensor] | None = None
+
+    def leave(self, row: int) -> None:
+        """From here on take one row at a time, in the place of this one of its batch."""
+        assert self.seen is not None
+        self.others = _moments(torch.cat([self.seen[:row], self.seen[row + 1 :]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, mean, squares = _moments(x)
+        if self.seen is None:
+            self.seen = x
+        if self.others is not None:
+            # Two groups' sums of squares, put together (Chan, Golub & LeVeque 1979).
+            n, centre, spread = self.others
+            apart, total = centre - mean, n + count
+            mean, squares = mean + apart * (n / total), squares + spread + apart.square() * (n * count / total)
+            count = total
+        shape = (1, -1, *(1 for _ in x.shape[2:]))
+        scale = self.norm.weight / (squares / count + self.norm.eps).sqrt()
+        return (x - mean.view(shape)) * scale.view(shape) + self.norm.bias.view(shape)
+
+
+def _moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """How many numbers a channel of [B, C, *positions] has, their mean, and the sum of squares about it, [C]."""
+    rows = x.transpose(0, 1).flatten(1)
+    mean = rows.mean(1)
+    return rows.shape[1], mean, (rows - mean.unsqueeze(1)).square().sum(1)
+
+
+def _norm_by_batch(model: nn.Module) -> list[_BatchNorm]:
+    """Put a :class:`_BatchNorm` in the place of each BatchNorm; returns them."""
+    found: list[_BatchNorm] = []
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                found.append(_BatchNorm(child))
+                setattr(parent, name, found[-1])
+    return found
 
 
 @torch.no_grad()
@@ -167,64 +175,69 @@ def _states(parts: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     return states
 
 
-def _own_jacobian(part: nn.Module, before: Tensor, row: int) -> Tensor:
-    """∂(row of part(before))/∂(that row of before), [out, in], all other rows held fixed."""
+def _own_jacobian(part: nn.Module, before: Tensor) -> Tensor:
+    """∂(part's output)/∂(one row before it), [out, in]; the batch's other rows are held fixed."""
 
-    def own(shift: Tensor) -> Tensor:
-        output: Tensor = part(_shifted(before, row, shift))
-        return output[row].flatten()
+    def own(h: Tensor) -> Tensor:
+        output: Tensor = part(h.unsqueeze(0))
+        return output[0].flatten()
 
-    jacobian: Tensor = torch.func.jacrev(own)(torch.zeros_like(before[row]))
+    at_once = max(1, ROOM // before.numel())
+    jacobian: Tensor = torch.func.jacrev(own, chunk_size=at_once)(before)
     return jacobian.detach().flatten(1)
 
 
 def _jacobians_to_outputs(
     parts: Sequence[nn.Module], x: Tensor, states: Sequence[Tensor], positions: Sequence[int], row: int
 ) -> dict[int, Tensor]:
-    """∂y/∂(state) for the states at ``positions``, all in one backward pass; 0 is the input, 1 the first h."""
+    """∂y/∂(state) for the states at ``positions``; 0 is the input, 1 the first h.
 
-    def outputs(shifts: dict[int, Tensor]) -> Tensor:
-        h = x
-        for position, part in enumerate(parts):
-            h = part(_shifted(h, row, shifts[position]) if position in shifts else h)
-        last = len(parts)
-        y = _shifted(h, row, shifts[last]) if last in shifts else h
-        return y[row].flatten()
-
-    zeros = {position: torch.zeros_like(states[position][row]) for position in positions}
-    found: dict[int, Tensor] = torch.func.jacrev(outputs)(zeros)
-    return {position: jacobian.detach().flatten(1) for position, jacobian in found.items()}
+    One output after the other: torch.func keeps what it would take to differentiate each gradient once more.
+    """
+    shifts = {position: torch.zeros_like(states[position][row], requires_grad=True) for position in positions}
+    h = x
+    for position, part in enumerate(parts):
+        h = part(_shifted(h, row, shifts[position]) if position in shifts else h)
+    last = len(parts)
+    y = (_shifted(h, row, shifts[last]) if last in shifts else h)[row].flatten()
+    found = zip(*(torch.autograd.grad(output, list(shifts.values()), retain_graph=True) for output in y), strict=True)
+    return {position: torch.stack(rows).flatten(1) for position, rows in zip(positions, found, strict=True)}
 
 
 def _shifted(h: Tensor, row: int, shift: Tensor) -> Tensor:
     return h.index_add(0, torch.tensor([row]), shift.unsqueeze(0))
 
 
-def _check_work(states: Sequence[Tensor], shown: Sequence[int], samples: int) -> None:
-    work = 0.0
+def _check_work(
+    parts: Sequence[nn.Module], states: Sequence[Tensor], shown: Sequence[int], samples: int, rows: int
+) -> None:
+    """Refuse what takes too long or too much memory; ``rows`` are those of a batch that gradients pass through."""
+    work, largest = 0.0, 0
     for layer in shown:
         n, m = states[layer][0].numel(), states[layer + 1][0].numel()
         work += samples * n * m * min(n, m)
+        largest = max(largest, n * m)
         if n * m > MAX_ENTRIES:
             raise ConfigError(
                 f"probe.jacobian=true: the Jacobian of layer {layer} has {m:,} × {n:,} entries; "
                 f"allowed: {MAX_ENTRIES:,.0f}, with narrower layers"
             )
+    less = "narrower layers"
+    if rows > 1:
+        less += " or a smaller batch"
+        for part, h in zip(parts, states[1:], strict=True):
+            # Each weight meets every row of the batch, and in a map every position.
+            weights = sum(parameter.numel() for parameter in part.parameters())
+            work += samples * rows * states[-1][0].numel() * weights * h[0][0].numel()
     if work > MAX_WORK:
         raise ConfigError(
-            f"probe.jacobian=true: decomposing {len(shown)} Jacobians of probe.samples={samples} samples takes about "
-            f"{work:.0e} multiplications; allowed: {MAX_WORK:.0e}, with fewer samples or narrower layers"
+            f"probe.jacobian=true: {len(shown)} Jacobians of probe.samples={samples} samples take about {work:.0e} "
+            f"multiplications; allowed: {MAX_WORK:.0e}, with fewer samples or {less}"
         )
-
-
-def _spectrum(values: Sequence[Tensor]) -> Spectrum:
-    largest = [float(v[0]) for v in values]
-    smallest = [0.0 if float(v[-1]) <= 1e-13 * float(v[0]) else float(v[-1]) for v in values]
-    conditions = [high / low if low else math.inf for high, low in zip(largest, smallest, strict=True)]
-    return Spectrum(
-        _mean([float(v.mean()) for v in values]), _mean(largest), _mean(smallest), float(np.median(conditions))
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    # States stay, with what their backward pass needs; so do the parts that a Jacobian is put together of.
+    size = 8 * (6 * rows * sum(state[0].numel() for state in states) + 8 * largest + 4 * ROOM)
+    if size > (free := free_memory()):
+        raise ConfigError(
+            f"probe.jacobian=true: would take {in_words(size)} of memory; this machine has {in_words(free)} free; "
+            f"allowed: {less}"
+        )

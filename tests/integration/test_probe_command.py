@@ -62,6 +62,9 @@ def test_a_runs_directory_is_probed_as_it_was_configured(here: Here) -> None:
         (("measure=none",), "measure=none: no effect, as a probe"),
         (("measure.every=2",), "measure.every=2: no effect, as a probe"),
         (("images_after=5",), "images_after=5: no effect, as a probe"),
+        (("target_loss=0.1",), "target_loss=0.1: no effect, as a probe"),
+        (("eval_every=7",), "eval_every=7: no effect, as a probe"),
+        (("on_divergence=skip",), "on_divergence=skip: no effect, as a probe"),
     ],
 )
 def test_bad_input_is_one_line(here: Here, words: tuple[str, ...], named: str) -> None:
@@ -81,6 +84,18 @@ def test_a_draw_that_differs_is_named(here: Here, monkeypatch: pytest.MonkeyPatc
     assert "verdict: healthy" in done.stdout
     assert "0.00e+00" not in done.stdout
     assert "draws   " not in here("probe", *words, "seed=34", "probe.seeds=1").stdout
+
+
+def test_gradients_that_are_not_finite_are_called_so(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    words = ("act=relu", "init=normal", "init.std=1e6", "model.depth=12", "device=cpu", "probe.seeds=1")
+    done = here("probe", *words)
+    assert done.returncode == 0
+    assert "depth factor none: the gradients are not finite" in done.stdout
+    assert "nan" in done.stdout
+    assert "nan%" not in done.stdout
+    alone = here("probe", "model.depth=1", "device=cpu", "probe.seeds=1")
+    assert "depth factor none: it takes two hidden layers with a gradient" in alone.stdout
 
 
 def test_its_knobs_are_no_part_of_a_run(here: Here) -> None:

@@ -70,6 +70,7 @@ REFUSED = [
     ("model.width=[8,-1]", "model.width=[8, -1]", "width of 1 or more"),
     ("model.norm=batc", "model.norm=batc", "none, batch, layer"),
     ("model.dropout=1", "model.dropout=1", "below 1"),
+    ("loss.label_smoothing=1", "loss.label_smoothing=1", "below 1"),
     ("model.bias=3", "model.bias=3", "true or false"),
     ("optimizer.lr=0", "optimizer.lr=0", "above 0"),
     ("optimizer.lr=nan", "optimizer.lr=nan", "finite"),

@@ -27,11 +27,12 @@ LAYERS = [
         "events",
         "measure.quantities",
         "theory",
+        "spectra",
         "step_scale",
         "measure.depth",
         "measure.verdict",
     },
-    {"models", "measure.rules", "measure.step_rules", "measure.diagnosis"},
+    {"models", "measure.losses", "measure.rules", "measure.step_rules", "measure.diagnosis"},
     {
         "initializers",
         "batching",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from gradstab.activations import build_activation
 from gradstab.data import load_data
 from gradstab.errors import ConfigError
 from gradstab.initializers import initialize
-from gradstab.jacobians import Jacobians, jacobians, segments, singular_values
+from gradstab.jacobians import Jacobians, jacobians, segments
 from gradstab.models import Model, build_model
+from gradstab.spectra import singular_values
 
 
 def network(
@@ -80,7 +83,7 @@ def test_singular_values_of_large_matrices_by_their_gram_matrix(
     # What the Gram matrix cannot resolve is decomposed where it is quick, and 0 where it is not.
     tiny = torch.where(torch.arange(270) < 265, values, values * 1e-8)
     torch.testing.assert_close(singular_values(drawn_with(tiny, *shape)), tiny, rtol=1e-3, atol=0)
-    monkeypatch.setattr("gradstab.jacobians.MAX_AGAIN", 0)
+    monkeypatch.setattr("gradstab.spectra.MAX_AGAIN", 0)
     found = singular_values(drawn_with(tiny, *shape))
     torch.testing.assert_close(found[:265], tiny[:265], rtol=1e-6, atol=0)
     assert not found[265:].any()
@@ -186,6 +189,72 @@ def test_norms_and_skip_paths_against_autograd_through_the_whole_network(norm: s
         whole = torch.autograd.functional.jacobian(lambda inputs, i=i: model.train()(inputs)[i], x)
         largest.append(torch.linalg.matrix_norm(whole[:, i], 2).item())
     assert found.network.largest == pytest.approx(sum(largest) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"depth": 3, "width": [10, 7, 9], "norm": "batch", "act": "softplus"},
+        {"depth": 3, "width": 9, "norm": "batch", "norm_position": "after", "residual": "scaled"},
+        {"name": "lenet5", "in_shape": (1, 8, 8), "norm": "batch", "pooling": "avg", "residual": "add"},
+    ],
+)
+def test_layers_under_batch_norm_against_autograd_through_the_whole_batch(knobs: dict[str, Any]) -> None:
+    model = network(**knobs)
+    x = batch(3, *knobs.get("in_shape", (12,)))
+    found = measured(model, x, samples=2)
+    parts, states = segments(model.double().train()), [x.double()]
+    for part in parts:
+        states.append(part(states[-1]).detach())
+    # C3's Jacobian has 1,600 rows, each through all of the batch.
+    for layer in range(len(parts)) if "depth" in knobs else (2, 3, 4):
+        largest, means = [], []
+        for i in range(2):
+            row = partial(lambda i, part, h: part(h)[i].flatten(), i, parts[layer])
+            own = torch.autograd.functional.jacobian(row, states[layer])[:, i].flatten(1)
+            largest.append(torch.linalg.matrix_norm(own, 2).item())
+            means.append(torch.linalg.svdvals(own).mean().item())
+        assert found.layers[layer].spectrum.largest == pytest.approx(sum(largest) / 2, rel=1e-9)
+        assert found.layers[layer].spectrum.mean == pytest.approx(sum(means) / 2, rel=1e-9)
+
+
+PEAK = r"""
+import re, sys
+from pathlib import Path
+import torch
+from tests.unit.test_jacobians import batch, measured, network
+torch.set_num_threads(1)
+def peak():
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+measured(network(depth=3, width=20, norm="batch"), batch(4, 12))
+before = peak()
+measured(network(depth=2, width=300, norm="batch"), batch(1437, 12), samples=1)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux tells them")
+def test_memory_does_not_grow_with_outputs_times_batch() -> None:
+    """One Jacobian through the whole batch would be 300 × 1437 × 300 numbers, a gigabyte."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 500
+
+
+def test_too_large_a_batch_or_too_little_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(depth=2, width=20, norm="batch")
+    monkeypatch.setattr("gradstab.jacobians.MAX_WORK", 1e6)
+    assert measured(model, batch(30, 12)).samples == 2
+    with pytest.raises(
+        ConfigError, match=r"probe\.samples=2 samples take about .*; allowed: 1e\+06, .* a smaller batch"
+    ):
+        measured(model, batch(3000, 12))
+    monkeypatch.setattr("gradstab.jacobians.free_memory", lambda: 2**20)
+    with pytest.raises(
+        ConfigError, match="this machine has 1 MiB free; allowed: narrower layers or a smaller"
+    ) as caught:
+        measured(model, batch(30, 12))
+    assert len(caught.value.problems) == 1
 
 
 @pytest.mark.parametrize("name", ["lenet5", "lenet5_1998"])

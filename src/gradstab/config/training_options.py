@@ -142,7 +142,7 @@ class CrossEntropy(Option):
     """Softmax and negative log-likelihood, the mean over the batch."""
 
     name: str = "cross_entropy"
-    label_smoothing: float = number(0.0, at_least=0, at_most=1)
+    label_smoothing: float = number(0.0, at_least=0, below=1)
 
 
 plain("loss", mse="mean squared error over batch and outputs; classes become one-hot targets")

@@ -43,7 +43,7 @@ def _spread(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    return "100%" if value == 1 else f"{value:.1%}"
+    return "100%" if value == 1 else f"{value:.1%}" if math.isfinite(value) else f"{value}"
 
 
 # In the order in which they are given room.
@@ -119,7 +119,9 @@ def _cell(column: _Column, values: Vector, index: int) -> str:
 
 def _factor(findings: Findings) -> str:
     if findings.factor is None:
-        return "none: it takes two hidden layers with a gradient"
+        finite = all(map(math.isfinite, findings.measured["signal_grad_norm"][: findings.hidden]))
+        reason = "it takes two hidden layers with a gradient" if finite else "the gradients are not finite"
+        return f"none: {reason}"
     spread = "" if findings.spread is None else f" ± {findings.spread:.2g}"
     text = f"{findings.factor:.4g}{spread} per layer towards the input, R² {findings.r2:.2f}"
     predicted = findings.theory.get("depth_factor")

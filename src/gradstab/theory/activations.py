@@ -160,7 +160,8 @@ def _gelu_slope(x: Array) -> Array:
 def _gelu_moments(q: Array) -> tuple[Array, Array, Array]:
     """Tsuchida et al. 2021 (arXiv:2002.08517), at correlation 1; the last is the derivative of the first."""
     length, q = q, np.minimum(q, 1e60)  # beyond, squares overflow and nothing but the length changes
-    wide, angle = np.sqrt(1 + 2 * q), np.arcsin(q / (1 + q))
+    wide = np.sqrt(1 + 2 * q)
+    angle = np.arctan2(q, wide)  # asin(q/(1+q)), which would lose half of its digits at large q
     rest = 2 * q / ((1 + q) * wide)
     square = 0.25 + (angle + rest) / (2 * np.pi)
     slope = 0.25 + (angle + q * (3 + 5 * q) / ((1 + q) * wide**3)) / (2 * np.pi)

@@ -22,6 +22,7 @@ from gradstab.theory.maps import chi_1, chi_parallel, length_map, stable_correla
 Stability = Literal["stable", "half-stable", "unstable", "neutral"]
 
 _TANGENT = 1e-7  # a curve that comes within this of 0, relative to q, and turns, is said to touch it
+_TURN = 0.5  # … if it is this much nearer to 0 there than at the grid's next points; flat ones run beside 0
 _FLAT = 1e-11  # (V(q) - q)/q below this is rounding
 _NEAR = 1e-3  # V leaves lengths this close to a fixed point where they are, as far as rounding tells
 _CRITICAL = 1e-9  # χ this close to 1 is 1: a fixed point is known no better than _FLAT
@@ -81,7 +82,7 @@ def roots(f: Callable[[Array], Array], x: Array) -> list[float]:
     for i in np.flatnonzero((size[1:-1] < size[:-2]) & (size[1:-1] < size[2:])) + 1:
         if not any(x[i - 1] <= root <= x[i + 1] for root in found):
             near = _minimum(lambda p: np.abs(f(p)), x[i - 1], x[i + 1])
-            if abs(f(np.array([near]))[0]) < _TANGENT:
+            if abs(f(np.array([near]))[0]) < min(_TANGENT, _TURN * min(size[i - 1], size[i + 1])):
                 found.append(near)
     return sorted(found)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from gradstab.theory.activations import Array, activation
+from gradstab.theory.amplification import notes_on_width
 from gradstab.theory.arguments import check_network, checked_knobs, lengths_of
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble
@@ -19,6 +21,8 @@ from gradstab.theory.variances import Fan, Variances, layer_variances
 
 # BatchNorm's eps is left out of its theory: rates are 2 % off at three times as much, up to 12 % at as much.
 _LEAST_VARIANCE = 3 * EPS
+# Layers this many times wider than a batch are at most half a percent off.
+_WIDE = 10
 
 
 def predict(
@@ -75,12 +79,15 @@ def predict(
         argument = q
         if isinstance(unit, BatchNormBefore):
             argument = _batch_variances(unit, known, lengths * (1 - c0), blocks, scale)
-        notes = tuple(_notes(norm, init, scale, float(argument.min()), batch_size))
+        notes = tuple(_notes(norm, init, scale, float(argument.min()), batch_size, min(widths[1:-1])))
         backward = _once(unit.backward, argument)
         if isinstance(unit, BatchNormBefore):
             backward = _through_batches(unit, argument, known, blocks, scale)
         slope, seen = _once(unit.forward_slope, q), unit.phi_variance(q)
-        return assemble(known, q, slope, backward, blocks, scale, phi_variance=seen, notes=notes)
+        found = assemble(known, q, slope, backward, blocks, scale, phi_variance=seen, notes=notes)
+        if norm == "batch" or init == "lsuv":  # Both take every layer's length as it turns out.
+            return found
+        return replace(found, notes=(*notes, *notes_on_width(found, unit.backward, widths[1:-1], blocks)))
 
 
 def _measured_without_dropout(
@@ -128,7 +135,9 @@ def _through_batches(
     return factors.reshape(variance.shape)
 
 
-def _notes(norm: str, init: str, scale: float, smallest: float, batch_size: int | None) -> Iterator[str]:
+def _notes(
+    norm: str, init: str, scale: float, smallest: float, batch_size: int | None, narrowest: int
+) -> Iterator[str]:
     """What is taken for granted, one line each; raises :class:`NoTheory` where it is too much."""
     if init in ("orthogonal", "delta_orthogonal", "lsuv"):
         yield f"init={init}: taken as independent weights of the same variance, which wide layers cannot tell apart"
@@ -139,6 +148,11 @@ def _notes(norm: str, init: str, scale: float, smallest: float, batch_size: int 
         yield "residual=rezero: branches start at 0, so the gradient passes unchanged"
     if norm == "batch":
         yield "norm=batch: inputs are taken as equally long and correlated, as real data are only some layers up"
+        if batch_size is not None and narrowest < _WIDE * batch_size:
+            yield (
+                f"norm=batch: layers are taken as much wider than batches of {batch_size}, not {narrowest}; 60 layers "
+                "of 128 for 128 measured 0.4% below the depth factor predicted (relu), 1% (tanh) to 6% (silu) above"
+            )
         if batch_size == 4:
             yield "norm=batch: of 4 samples squared gradients have a mean, but no variance, and most draws are below it"
         if smallest < _LEAST_VARIANCE:

@@ -8,8 +8,10 @@ up to 10 and 1e-8 at 1e3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -48,26 +50,35 @@ _Z = np.concatenate([_TAIL, -_TAIL])
 _W = _TAIL_WEIGHTS * _density(_TAIL)
 
 
-def gaussian_expectation(f: Function, q: Array | float, kinks: tuple[float, ...] = ()) -> Array:
+def gaussian_expectation(f: Function, q: Array | float, kinks: tuple[float, ...] = (), even: bool = False) -> Array:
     """E f(√q z), z standard normal, for each q > 0; f maps an array to one of its shape and may have ``kinks``.
 
-    f may return several integrands, stacked in front, and so many are the expectations then.
+    f may return several integrands, stacked in front, and so many are the expectations then. ``even``: f(-x) = f(x),
+    which takes half of the time.
     """
     q = np.asarray(q, dtype=np.float64)
     scale = np.sqrt(q).ravel()
     if scale.size <= _ROWS:
-        found = _expectation(f, scale, kinks)
+        found = _expectation(f, scale, kinks, even)
     else:
-        parts = [_expectation(f, scale[i : i + _ROWS], kinks) for i in range(0, scale.size, _ROWS)]
+        parts = [_expectation(f, scale[i : i + _ROWS], kinks, even) for i in range(0, scale.size, _ROWS)]
         found = np.concatenate(parts, axis=-1)
     return found.reshape(found.shape[:-1] + q.shape)
 
 
-def _expectation(f: Function, scale: Array, kinks: tuple[float, ...]) -> Array:
+def _expectation(f: Function, scale: Array, kinks: tuple[float, ...], even: bool) -> Array:
     # f(x) + f(-x) are added before anything is summed: an odd part then cancels exactly.
     if not any(kinks):
+        if even:
+            return np.asarray(2 * f(scale[:, None] * _TAIL) @ _W)
         values = f(scale[:, None] * _Z)
         return np.asarray((values[..., : _TAIL.size] + values[..., _TAIL.size :]) @ _W)
+    x, w = _split(scale, kinks)
+    return np.asarray(((f(x) + f(-x)) * w).sum(axis=-1))
+
+
+def _split(scale: Array, kinks: tuple[float, ...]) -> tuple[Array, Array]:
+    """Nodes x ≥ 0 and their weights, [scale, nodes] each, for what has kinks away from 0."""
     cuts = sorted({abs(kink) for kink in kinks} - {0.0})
     edges = np.minimum(np.concatenate([[0.0], cuts]) / scale[:, None], 10.0)
     widths = np.diff(edges)
@@ -81,8 +92,38 @@ def _expectation(f: Function, scale: Array, kinks: tuple[float, ...]) -> Array:
         ],
         axis=1,
     )
-    x = scale[:, None] * z
-    return np.asarray(((f(x) + f(-x)) * w * _density(z)).sum(axis=-1))
+    return scale[:, None] * z, w * _density(z)
+
+
+def hermite_coefficients(f: Function, q: float, order: int, kinks: tuple[float, ...] = ()) -> tuple[Array, float]:
+    """E f(√q z) h_k(z) for k below ``order``, h_k the normalised probabilists' Hermite polynomials; and E f(√q z)²."""
+    scale = math.sqrt(q)
+    if any(kinks):
+        nodes, weights = (part[0] for part in _split(np.array([scale]), kinks))
+        polynomials = hermite(nodes / scale, order)
+    else:
+        nodes, weights, polynomials = scale * _TAIL, _W, _hermite_on_tail(order)
+    right, left = f(nodes), f(-nodes)
+    found = np.empty(order)
+    found[::2] = polynomials[::2] @ ((right + left) * weights)
+    found[1::2] = polynomials[1::2] @ ((right - left) * weights)
+    return found, float((right**2 + left**2) @ weights)
+
+
+@cache
+def _hermite_on_tail(order: int) -> Array:
+    return hermite(_TAIL, order)
+
+
+def hermite(z: Array, order: int) -> Array:
+    """The normalised probabilists' Hermite polynomials at z, [order, *z.shape]."""
+    found = np.empty((order, *z.shape))
+    found[0], found[1] = 1.0, z
+    for k in range(1, order - 1):
+        following = np.multiply(z, found[k], out=found[k + 1])
+        following -= math.sqrt(k) * found[k - 1]
+        following /= math.sqrt(k + 1)
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import numpy as np
 from gradstab.theory.activations import Activation, Array, activation
 from gradstab.theory.arguments import check_network, check_variances, checked_knobs
 from gradstab.theory.maps import second_moment
-from gradstab.theory.quadrature import gaussian_expectation
-from gradstab.theory.trajectory import branch_scale
+from gradstab.theory.quadrature import hermite_coefficients
+from gradstab.theory.trajectory import branch_scale, scaled_up
 from gradstab.theory.variances import Fan, Variances, layer_variances
 
 _ORDER = 64
+_POWERS = np.arange(_ORDER)
 
 # Mean square, covariance of two samples, covariance of a sample under two masks: of one layer's units.
 _Moments = tuple[float, float, float]
@@ -63,7 +64,7 @@ def signal_shares(
         for layer, v in enumerate(drawn):
             if layer:
                 unit = _unit(stream, covariances, norm, norm_position, rate)
-            sigma_w2 = v.output / unit[0] if v.sigma_w2 is None else v.sigma_w2
+            sigma_w2 = v.sigma_w2 if v.sigma_w2 is not None else scaled_up(v, unit[0])
             known.append(Variances(sigma_w2, v.sigma_b2))
             affine = [sigma_w2 * moment + v.sigma_b2 for moment in unit]
             if 1 <= layer <= blocks:
@@ -101,32 +102,24 @@ class _Covariances:
         self._act = act
         self._q = math.nan
         self._squares = np.zeros(_ORDER)
-        self._second = self._mean = 0.0
+        self._second = self._mean = self._beyond = 0.0
 
     def __call__(self, h: _Moments) -> tuple[_Moments, float]:
         """The moments of φ's output, and its mean over units."""
         q = h[0]
+        if not q:
+            constant = self._act.at_zero
+            return (constant**2, constant**2, constant**2), constant
         if not abs(q - self._q) <= 1e-12 * q:
             self._q = q
-            self._second = float(second_moment(self._act, q))
-            coefficients = self._coefficients(q)
+            coefficients, self._second = hermite_coefficients(self._act.phi, q, _ORDER, self._act.kinks)
+            if self._act.moments:
+                self._second = float(second_moment(self._act, q))
             self._squares, self._mean = coefficients**2, float(coefficients[0])
+            self._beyond = self._second - float(self._squares.sum())
         return (self._second, self._at(h[1] / q), self._at(h[2] / q)), self._mean
 
     def _at(self, c: float) -> float:
         c = min(max(c, -1.0), 1.0)
-        powers = c ** np.arange(_ORDER)
         # What is beyond the order counts as of that order: exact at c = 1.
-        return float(powers @ self._squares) + (self._second - float(self._squares.sum())) * c**_ORDER
-
-    def _coefficients(self, q: float) -> Array:
-        return gaussian_expectation(lambda x: self._act.phi(x) * _hermite(x / math.sqrt(q)), q, self._act.kinks)
-
-
-def _hermite(z: Array) -> Array:
-    """The normalised probabilists' Hermite polynomials at z, [order, *z.shape]."""
-    found = np.empty((_ORDER, *z.shape))
-    found[0], found[1] = 1.0, z
-    for k in range(1, _ORDER - 1):
-        found[k + 1] = (z * found[k] - math.sqrt(k) * found[k - 1]) / math.sqrt(k + 1)
-    return found
+        return float(c**_POWERS @ self._squares) + self._beyond * c**_ORDER

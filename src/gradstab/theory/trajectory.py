@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gradstab.theory.activations import Array
+from gradstab.theory.errors import NoTheory
 from gradstab.theory.variances import Variances
 
 Forward = Callable[[Array], Array]
@@ -30,18 +31,30 @@ def trajectory(
     """
     q, square, known, found = np.zeros_like(q0), q0, [], []
     for layer, v in enumerate(drawn):
-        sigma_w2 = v.output / float(square[:measured].mean()) if v.sigma_w2 is None else v.sigma_w2
-        known.append(Variances(sigma_w2, v.sigma_b2))
+        sigma_w2 = v.sigma_w2
+        if sigma_w2 is None:
+            sigma_w2 = scaled_up(v, float(square[:measured].mean()))
+            v = Variances(sigma_w2, v.sigma_b2)
+        known.append(v)
         if layer == len(forwards):
             break
         before, affine = q, sigma_w2 * square + v.sigma_b2
         q = q + scale**2 * affine if 1 <= layer <= blocks else affine
         # Most deep networks reach a fixed point after some ten layers, and need no quadrature from there on.
         same = layer and forwards[layer] is forwards[layer - 1]
+        # One sample that moved spares looking at all.
+        same = same and abs(q.item(0) - before.item(0)) <= 1e-15 * q.item(0)
         if not (same and bool((np.abs(q - before) <= 1e-15 * q).all())):
             square = forwards[layer](q)
         found.append(q)
     return known, np.stack(found)
+
+
+def scaled_up(v: Variances, square: float) -> float:
+    """lsuv's σ_w² of a layer from the mean ``square`` of what it is given; raises :class:`NoTheory` where that is 0."""
+    if not square:
+        raise NoTheory("init=lsuv: what a layer is given is all 0, and no weights make outputs of another size of it")
+    return v.output / square
 
 
 def branch_scale(residual: str, blocks: int) -> float:

@@ -20,6 +20,7 @@ from gradstab.theory import (
     critical_sigma_w2,
     depth_scales,
     fixed_points,
+    half_stable_point,
     predict_lenet5,
     signal_shares,
 )
@@ -192,6 +193,32 @@ def test_depth_scales_at_the_edge_and_beyond_it() -> None:
 def test_what_only_tends_to_a_straight_line_has_no_fixed_point_far_out(name: str) -> None:
     """E φ(√q z)² tends to q/2 from one side and never reaches it; 40 digits of mpmath say so up to q = 1e8."""
     assert [point.q for point in fixed_points(activation(name), 2.0)] == ([] if name == "softplus" else [0.0])
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "mish"])
+@pytest.mark.parametrize("below", [1e-6, 2e-7, 1e-7, 1e-8, 1e-10])
+def test_a_straight_line_beside_the_diagonal_does_not_touch_it(name: str, below: float) -> None:
+    """E φ(√q z)² < q/2 for all q, so that V(q) < q wherever σ_w² < 2."""
+    assert [point.q for point in fixed_points(activation(name), 2.0 - below)] == [0.0]
+
+
+@pytest.mark.parametrize("off", [0.0, -1e-8, -5e-8])
+def test_half_stable_points_are_found_that_rounding_keeps_from_touching(off: float) -> None:
+    point = half_stable_point(activation("gelu"))
+    assert point is not None
+    low, near = fixed_points(activation("gelu"), point.sigma_w2 * (1 + off), point.sigma_b2)
+    assert (low.stability, near.stability) == ("stable", "half-stable")
+    assert near.q == pytest.approx(point.q, rel=1e-3)
+
+
+def test_gelus_moments_keep_their_digits_at_large_lengths() -> None:
+    """Their arc sine against its series at 1: half of the digits would be lost with q/(1+q)."""
+    q = np.array([1e6, 1e8, 1e10])
+    # asin(q/(1+q)) = π/2 - acos(1 - 1/(1+q)) and acos(1 - x) = √(2x)(1 + x/12 + …).
+    x = 1 / (1 + q)
+    angle = np.pi / 2 - np.sqrt(2 * x) * (1 + x / 12 + 3 * x**2 / 160)
+    expected = q * (0.25 + (angle + 2 * q / ((1 + q) * np.sqrt(1 + 2 * q))) / (2 * np.pi))
+    np.testing.assert_allclose(activation("gelu").moments(q)[0], expected, rtol=1e-15)
 
 
 def test_depth_scales_are_those_of_the_length_that_a_network_tends_to() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -360,6 +361,11 @@ def test_few_lengths_predict_what_many_do(monkeypatch: pytest.MonkeyPatch, depth
         ({"residual": "foo"}, ValueError, "residual=foo: allowed: none, add, scaled, rezero"),
         ({"norm": "layer", "widths": [4, 2, 8, 3]}, NoTheory, "norm=layer over 2 numbers: it takes two directions"),
         ({"dropout": -0.1}, ValueError, "dropout=-0.1"),
+        (
+            {"init": "lsuv", "act": "relu", "widths": [10, 5, 5, 3], "q0": 0},
+            NoTheory,
+            "init=lsuv: what a layer is given",
+        ),
         ({"init": "normal"}, ValueError, "init_knobs: init=normal needs std"),
         ({"init": "uniform"}, ValueError, "init_knobs: init=uniform needs bound"),
         ({"init": "variance"}, ValueError, "init_knobs: init=variance needs sigma_w2"),
@@ -377,3 +383,56 @@ def test_biases_are_zero_unless_told_otherwise() -> None:
     for init, knobs in (("critical", {}), ("variance", {"sigma_w2": 1.5})):
         told = predict(**network, init=init, init_knobs=knobs | {"sigma_b2": 0.0})
         assert predict(**network, init=init, init_knobs=knobs).q.tolist() == told.q.tolist()
+
+
+def drawn_factors(seeds: int, width: int, depth: int) -> np.ndarray:
+    widths, knobs = [64, *[width] * depth, 10], {"sigma_w2": 2.0}
+    return np.array(
+        [
+            depth_factor(np.log(profile(gaussian_inputs(16, 64, seed), widths, F.gelu, seed, **knobs)[1]))
+            for seed in range(seeds)
+        ]
+    )
+
+
+def test_where_lengths_do_not_settle_the_scatter_of_draws_is_told() -> None:
+    network: dict[str, Any] = {"act": "gelu", "init": "kaiming_normal", "q0": 1.0}
+    found = predict(widths=[64, *[128] * 20, 10], **network)
+    (note,) = found.notes
+    assert note.startswith("widths: lengths do not settle, and what 128 units add to them grows ")
+    told = re.search(r"scatter by about (\d+)%", note)
+    assert told
+    factors = drawn_factors(12, 128, 20)
+    assert 0.5 < float(told[1]) / 100 / np.std(np.log(factors), ddof=1) < 2
+    assert predict(widths=[64, *[20_000] * 20, 10], **network).notes == ()
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"act": "relu", "init": "kaiming_normal"},
+        {"act": "relu", "init": "normal", "init_knobs": {"std": 0.3}},
+        {"act": "tanh", "init": "critical"},
+        {"act": "tanh", "init": "normal", "init_knobs": {"std": 0.3}},
+        {"act": "selu", "init": "lecun_normal"},
+        {"act": "gelu", "init": "lecun_normal"},
+        {"act": "gelu", "init": "critical"},
+        {"act": "gelu", "init": "kaiming_normal", "residual": "scaled"},
+        {"act": "gelu", "init": "kaiming_normal", "norm": "layer"},
+        {"act": "gelu", "init": "kaiming_normal", "dropout": 0.2},
+    ],
+)
+def test_where_lengths_settle_or_do_not_matter_nothing_is_said_of_width(knobs: dict[str, Any]) -> None:
+    assert predict(widths=[64, *[128] * 30, 10], q0=1.0, **knobs).notes == ()
+
+
+def test_batch_norm_says_where_layers_are_not_much_wider_than_a_batch() -> None:
+    network: dict[str, Any] = {"act": "silu", "norm": "batch", "q0": 1.0, "init": "kaiming_normal"}
+    for width, size, said in ((128, 128, True), (1000, 128, True), (1300, 128, False), (128, 12, False)):
+        notes = predict(widths=[64, *[width] * 8, 10], batch_size=size, **network).notes
+        assert any(f"wider than batches of {size}, not {width}" in note for note in notes) == said
+    # What it says of 60 layers of 128 units for batches of 128.
+    x = gaussian_inputs(128, 1000, 0)
+    logs = np.log(profile(x, [1000, *[128] * 60, 10], F.silu, 0, sigma_w2=2.0, before=batch_norm)[1])
+    predicted = predict(widths=[1000, *[128] * 60, 10], batch_size=128, **network).depth_factor
+    assert depth_factor(logs) / predicted == pytest.approx(1.06, abs=0.015)

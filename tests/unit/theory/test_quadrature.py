@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,14 @@ from scipy.special import erf, erfcx
 
 from gradstab.activations import ACTIVATIONS, build_activation
 from gradstab.theory.activations import Array, activation
-from gradstab.theory.quadrature import NORMAL, gaussian_expectation, largest_of_four, pair_expectation, sphere
+from gradstab.theory.quadrature import (
+    NORMAL,
+    gaussian_expectation,
+    hermite_coefficients,
+    largest_of_four,
+    pair_expectation,
+    sphere,
+)
 
 Q = np.array([1e-280, 1e-6, 0.01, 1.0, 30.0, 1000.0])
 NAMES = sorted(ACTIVATIONS)
@@ -120,3 +130,26 @@ def test_the_largest_of_four_against_drawing_them(c: float) -> None:
     for power, tolerance in ((0, 1e-10), (1, 5e-3), (2, 8e-3)):
         found = gaussian_expectation(lambda z, p=power: z**p * largest_of_four(z, c), 1.0)
         assert found == pytest.approx(np.mean(drawn**power), abs=tolerance)
+
+
+@pytest.mark.parametrize("name", ["tanh", "gelu", "softplus", "relu", "hardtanh"])
+@pytest.mark.parametrize("q", [1e-6, 0.3, 2.0])
+def test_hermite_coefficients_against_one_integral_each(name: str, q: float) -> None:
+    act = activation(name)
+    found, square = hermite_coefficients(act.phi, q, 8, act.kinks)
+    for k, coefficient in enumerate(found):
+        polynomial = np.polynomial.hermite_e.HermiteE.basis(k)
+
+        def integrand(x: Array, polynomial: Any = polynomial) -> Array:
+            return act.phi(x) * polynomial(x / np.sqrt(q))
+
+        direct = float(gaussian_expectation(integrand, q, act.kinks)) / math.sqrt(math.factorial(k))
+        assert coefficient == pytest.approx(direct, rel=1e-10, abs=1e-13 * math.sqrt(square))
+    assert square == pytest.approx(float(gaussian_expectation(lambda x: act.phi(x) ** 2, q, act.kinks)), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["tanh", "softsign", "hardtanh", "erf"])
+def test_even_integrands_need_one_side_alone(name: str) -> None:
+    act = activation(name)
+    whole = gaussian_expectation(lambda x: act.phi(x) ** 2, Q, act.kinks)
+    np.testing.assert_allclose(gaussian_expectation(lambda x: act.phi(x) ** 2, Q, act.kinks, True), whole, rtol=1e-14)

@@ -144,3 +144,10 @@ def test_the_series_is_the_integral(name: str, c: float) -> None:
 def test_no_word_on_weights_that_are_not_random() -> None:
     with pytest.raises(NoTheory, match="init=identity"):
         signal_shares(act="relu", widths=[4, 4, 2], q0=1.0, c0=0.0, dropout=0.1, init="identity")
+
+
+def test_inputs_of_zero_leave_nothing_to_lose() -> None:
+    network: dict[str, Any] = {"widths": [4, 5, 5, 2], "q0": 0.0, "c0": 0.0, "dropout": 0.1}
+    with pytest.raises(NoTheory, match="init=lsuv: what a layer is given is all 0"):
+        signal_shares(act="relu", init="lsuv", **network)
+    assert np.isnan(signal_shares(act="tanh", init="lecun_normal", **network)).all()

@@ -1,0 +1,57 @@
+"""What a finite width adds to lengths, where the layers that follow make more of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from gradstab.theory.activations import Array
+from gradstab.theory.prediction import Prediction
+from gradstab.theory.trajectory import Forward
+
+# A mean square over N rectified normal numbers scatters by √(5/N) of itself; that of most other units by less.
+_SPREAD = 5.0
+# Where lengths settle, they do not grow at all; and a percent is what wide networks agree to.
+_LEAST_GROWTH, _LEAST_SCATTER = 1.5, 0.01
+_STEP = 1e-3
+_SMALLEST = 1e-280
+
+
+def notes_on_width(prediction: Prediction, backward: Forward, widths: Sequence[int], blocks: int) -> Iterator[str]:
+    """One line where deviations of a layer's length grow with depth, and take the depth factor with them.
+
+    ``backward`` is the units' factor on squared gradients by length, ``widths`` are those of the hidden layers, of
+    which ``blocks`` feed residual blocks. A relative deviation of q^l is passed on times d ln q^{l+1} / d ln q^l and
+    changes ln χ₁ by d ln χ₁ / d ln q^l; both are followed to first order along the trajectory. At width 128 and depth
+    30 a GELU's draws (``init=kaiming_normal``) scatter by 9 %, with a mean 11 % off; this says 7 %.
+    """
+    q, depth = prediction.q, len(prediction.q)
+    if depth < 2 or not ((q > _SMALLEST) & (q < 1 / _SMALLEST)).all():
+        return  # The maps end there.
+    passed = prediction.chi_parallel[:-1] * q[:-1] / q[1:]
+    growth = _largest_growth(passed)
+    if not growth >= _LEAST_GROWTH:
+        return
+    with np.errstate(all="ignore"):
+        slope = np.log(backward(q * (1 + _STEP)) / backward(q)) / math.log1p(_STEP)
+    # The depth factor's line through ½ Σ ln χ₁ of the layers from l on up.
+    layers = np.arange(depth) - (depth - 1) / 2
+    moved = slope * -0.5 * np.cumsum(layers / (layers @ layers))
+    for layer in reversed(range(depth - 1)):
+        moved[layer] += passed[layer] * moved[layer + 1]
+    stream = q[:-1] * (np.arange(depth - 1) < blocks)
+    added = (q[1:] - stream) / q[1:] * np.sqrt(_SPREAD / np.array(widths[:-1], dtype=np.float64))
+    scatter = math.sqrt(float(np.square(added * moved[1:]).sum()))
+    if scatter >= _LEAST_SCATTER:
+        yield (
+            f"widths: lengths do not settle, and what {min(widths)} units add to them grows {growth:.2g}-fold: depth "
+            f"factors scatter by about {min(scatter, 1.0):.0%} for it, and their mean may be off as far"
+        )
+
+
+def _largest_growth(factors: Array) -> float:
+    """The largest product of neighbouring factors, at least 1."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.maximum(factors, 1e-300)))])
+    return math.exp(min(700.0, float((logs - np.minimum.accumulate(logs)).max())))
