@@ -805,3 +805,14 @@ def test_a_loss_that_falls_steeply_is_not_erratic(falls: float, erratic: bool) -
         scalars = {"train/loss": CHANCE * 100 * falls**step, "global_grad_norm/pre_clip": 3.0 ** (step % 2)}
         one.observe(step, scalars, {})
     assert ("erratic" in [finding.rule for finding in one.verdict().findings]) == erratic
+
+
+def test_a_single_spike_is_no_relapse() -> None:
+    one = judge()
+    for step in range(700):
+        looked(one, step, CHANCE * (1e6 if step == 300 else 0.6))
+    assert one.verdict().labels == ("healthy",)
+    early = judge()
+    for step in range(520):
+        looked(early, step, CHANCE * (1e6 if step == 300 else 0.6))
+    assert early.verdict().labels == ("healthy",)

@@ -83,7 +83,8 @@ def _forward_explosion(course: Course, t: Thresholds) -> list[Holding]:
 
 def _relapse(course: Course, t: Thresholds) -> list[Holding]:
     """What had been learnt is lost again."""
-    trend, lowest = course.losses.trend, course.losses.lowest
+    # A single spike stays in the trend for long, and no longer in the level.
+    trend, lowest = min(course.level, course.losses.trend), course.losses.lowest
     if not t.learnt < trend < math.inf or lowest > t.plateau:
         return []
     value = trend / lowest if lowest else math.inf
