@@ -42,6 +42,9 @@ class Candidate:
 def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: float | None) -> Iterator[Candidate]:
     """What is worth trying, the smallest change first."""
     kinds, rules = set(verdict.labels), {finding.rule for finding in verdict.findings}
+    if "identical_units" in rules:
+        yield from _drawn_candidates(config)
+        return
     slopes = Candidate(("act=leaky_relu",), "a slope below 0, so that no unit dies")
     killed = "dead_units" in kinds and config.act.name == "relu"
     # What exploded would explode with slopes below 0 all the sooner.
@@ -133,6 +136,15 @@ def _usual_rate(config: Config) -> float:
     """The optimizer's own rate, where none is chosen."""
     rate: float = type(config.optimizer)(config.optimizer.name).knobs["lr"]
     return rate
+
+
+def _drawn_candidates(config: Config) -> Iterator[Candidate]:
+    """The same network with weights drawn at random."""
+    reset = _gain_reset(config)
+    if initial := _critical_overrides(config):
+        yield Candidate(initial, "weights drawn at random, at the activation's edge of chaos")
+    for init in ("kaiming_normal", "xavier_normal", "orthogonal"):
+        yield Candidate((f"init={init}", *reset), "weights drawn at random")
 
 
 def _depth_candidates(config: Config) -> Iterator[Candidate]:

@@ -18,12 +18,16 @@ from gradstab.examination import correlations_of
 from gradstab.jacobians import Jacobians, jacobians
 from gradstab.losses import chance_loss, least_loss
 from gradstab.measure.quantities import as_tensor
+from gradstab.measure.symmetry import identical_units
 from gradstab.training import Parts
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What several draws of one network showed; ``correlations`` are LeNet-5's, the mean over draws."""
+    """What several draws of one network showed; ``correlations`` are LeNet-5's, the mean over draws.
+
+    ``identical`` is whether the units of each start as copies of one another.
+    """
 
     tags: list[str]
     hidden: int
@@ -32,16 +36,18 @@ class Draws:
     steps: list[Step]
     correlations: tuple[float, float] | None
     jacobian: Jacobians | None
+    identical: bool
 
 
 def draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> Draws:
     """Draw the network ``knobs.seeds`` times, from ``config.seed`` on; singular values are those of the first draw."""
     steps: list[Step] = []
     correlations: list[tuple[float, float]] = []
-    jacobian = None
+    jacobian, identical = None, True
     for i in range(knobs.seeds):
         own = replace(config, seed=config.seed + i)
         parts = build(own, data)
+        identical = identical and identical_units(parts.model)
         if (found := correlations_of(config, parts)) is not None:
             correlations.append(found)
         steps.append(_first_step(own, parts))
@@ -59,6 +65,7 @@ def draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> Draws:
         if correlations
         else None,
         jacobian,
+        identical,
     )
 
 

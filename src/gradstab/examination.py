@@ -10,6 +10,7 @@ from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.expectation import Inputs, inputs_of, theory_record, window_correlations
 from gradstab.losses import chance_loss, least_loss
 from gradstab.measure.diagnosis import Judge
+from gradstab.measure.symmetry import identical_units
 from gradstab.measure.verdict import Verdict
 from gradstab.remedies import remedies_for
 from gradstab.training import Parts
@@ -17,7 +18,9 @@ from gradstab.training import Parts
 
 @dataclass
 class Examination:
-    """One configured network under examination; ``correlations`` are LeNet-5's of the network as it was drawn."""
+    """One configured network under examination; ``correlations`` are LeNet-5's of the network as it was drawn, and
+    ``identical`` is whether its units start as copies of one another.
+    """
 
     config: Config
     tags: list[str]
@@ -26,10 +29,13 @@ class Examination:
     least_loss: float
     inputs: Inputs
     correlations: tuple[float, float] | None = None
+    identical: bool = False
     theory: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.theory = theory_record(self.config, self.inputs, self.correlations)
+        if self.identical:
+            self.theory["identical_units"] = True
 
     @classmethod
     def of(cls, config: Config, parts: Parts) -> Examination:
@@ -42,6 +48,7 @@ class Examination:
             least_loss(parts.loss, parts.data.out_features),
             inputs_of(parts.data),
             correlations_of(config, parts),
+            identical_units(parts.model),
         )
 
     @property

@@ -117,7 +117,9 @@ def probe(config: Config, knobs: ProbeKnobs) -> Findings:
     draws = draw(config, knobs, data)
     steps, tags, hidden = draws.steps, draws.tags, draws.hidden
     measured = {name: _over_seeds(name, [step.vectors[name] for step in steps]) for name in steps[0].vectors}
-    examination = Examination(config, tags, hidden, draws.chance_loss, draws.least_loss, inputs, draws.correlations)
+    examination = Examination(
+        config, tags, hidden, draws.chance_loss, draws.least_loss, inputs, draws.correlations, draws.identical
+    )
     theory = examination.theory
     prediction = None if "reason" in theory else expect(config, inputs, draws.correlations)
     factors = [depth_factor(step.vectors["signal_grad_norm"][:hidden].tolist()) for step in steps]

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from gradstab import watch
 from gradstab.errors import ConfigError
 from gradstab.events import read_records
-from gradstab.measure.diagnosis import judge_records
+from gradstab.measure.afterwards import judge_records
 from gradstab.monitor.turns import LONGEST_WAIT
 from gradstab.run_directory import read_run
 from tests.integration.test_monitor_misuse import mlp
@@ -279,6 +279,24 @@ def test_layers_that_are_unfrozen_join_the_line_over_depth(tmp_path: Path, froze
     assert record["depth_factor"] == pytest.approx(0.45, rel=0.05)
     assert judge_records(read_records(tmp_path / "run"), record).labels == verdict.labels
     assert record["notes"] == []
+
+
+def test_weights_filled_after_watching_began_are_seen_to_be_copies(tmp_path: Path) -> None:
+    model = mlp(16, 32, 32, 3)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    with watch(model, tmp_path / "run", optimizer=optimizer) as monitor:
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, 0.05)
+        for step in range(60):
+            x, y = batch(step, 32, 16)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            monitor.step(loss)
+            optimizer.step()
+    verdict, record = monitor.verdict(), read_run(tmp_path / "run")
+    assert "identical_units" in [finding.rule for finding in verdict.findings]
+    assert judge_records(read_records(tmp_path / "run"), record) == verdict
 
 
 def test_parameters_that_an_optimizer_takes_up_later_are_looked_at(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from gradstab.claims import is_claimed
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.events import EventWriter, read_records
-from gradstab.measure.diagnosis import judge_records
+from gradstab.measure.afterwards import judge_records
 from gradstab.monitor.monitor import Monitor
 from gradstab.run_directory import read_run, status_of
 

@@ -21,7 +21,7 @@ from gradstab.assembly import build
 from gradstab.data import batches
 from gradstab.errors import GradstabError
 from gradstab.events import read_records
-from gradstab.measure.diagnosis import judge_records
+from gradstab.measure.afterwards import judge_records
 from gradstab.measure.quantities import as_tensor
 from gradstab.measure.verdict import Verdict
 from gradstab.run_directory import read_run

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gradstab import watch
 from gradstab.events import read_records
-from gradstab.measure.diagnosis import judge_records
+from gradstab.measure.afterwards import judge_records
 from gradstab.run_directory import read_run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError
 from gradstab.events import read_records
-from gradstab.measure.diagnosis import judge_records
+from gradstab.measure.afterwards import judge_records
 from gradstab.measure.verdict import Verdict
 from gradstab.run_directory import read_run
 from tests.conftest import Compose, Here, Train
@@ -63,6 +64,18 @@ def test_the_directory_tells_the_same_afterwards(train: Train, overrides: tuple[
     # As text, in which NaN equals NaN.
     assert str(again.findings) == str(told.findings)
     assert run["theory"]["depth_factor"] == pytest.approx(factor, rel=0.04)
+
+
+@pytest.mark.parametrize("model", [("model.depth=3",), ("model=lenet5",)], ids=str)
+def test_copies_of_one_unit_are_told_although_the_loss_leaves_the_plateau(train: Train, model: tuple[str, ...]) -> None:
+    record = train(*model, "init=constant", "act=relu", "optimizer=adam", "steps=120")
+    verdict = Verdict.from_dict(record["verdict"])
+    assert "identical_units" in [finding.rule for finding in verdict.findings]
+    assert record["train_loss"] < 0.95 * math.log(10)
+    assert record["test_accuracy"] < 0.4
+    assert str(judge_records(read_records(record["directory"]), record).findings) == str(verdict.findings)
+    mended = train(*model, "act=relu", "optimizer=adam", "steps=120", *verdict.remedies[0].overrides)
+    assert mended["test_accuracy"] > 0.8
 
 
 def test_the_first_remedy_mends_the_network(train: Train) -> None:

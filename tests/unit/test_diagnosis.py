@@ -16,7 +16,8 @@ from rich.console import Console
 from gradstab.config.verdict_options import KINDS, Thresholds
 from gradstab.console.verdict import verdict_text
 from gradstab.events import EventWriter, read_records
-from gradstab.measure.diagnosis import Judge, judge_records
+from gradstab.measure.afterwards import judge_records
+from gradstab.measure.diagnosis import Judge
 from gradstab.measure.verdict import Finding, Remedy, Verdict
 
 TAGS = [*(f"{i:02d}_hidden" for i in range(10)), "10_output"]

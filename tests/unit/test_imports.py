@@ -32,7 +32,15 @@ LAYERS = [
         "measure.depth",
         "measure.verdict",
     },
-    {"models", "measure.losses", "measure.rules", "measure.step_rules", "measure.diagnosis"},
+    {
+        "models",
+        "measure.losses",
+        "measure.rules",
+        "measure.step_rules",
+        "measure.diagnosis",
+        "measure.afterwards",
+        "measure.symmetry",
+    },
     {
         "initializers",
         "batching",

@@ -391,3 +391,13 @@ def test_a_rate_that_the_schedule_took_away_is_given_back(configure: Compose, in
     tiny = Finding("not_learning", "tiny_updates", "update_ratio", (), 0, 100, 2, 1e-9, 1e-4, "", "")
     offered = remedies_for(configure("model.depth=3", "schedule=cosine"), inputs, Verdict(100, (tiny,)))
     assert ("schedule=constant",) in [remedy.overrides for remedy in offered]
+
+
+def test_copies_are_offered_weights_drawn_at_random_and_nothing_else(configure: Compose, inputs: Inputs) -> None:
+    copies = Finding("not_learning", "identical_units", "weights", (), 0, 30, 31, 1.0, math.inf, "", "")
+    offered = remedies_for(configure("init=constant", "act=tanh", "model.depth=5"), inputs, Verdict(30, (copies,)))
+    assert offered[0].overrides == ("init=critical",)
+    assert len(offered) == 4
+    assert all(remedy.overrides[0].startswith("init=") for remedy in offered)
+    # A knob that only constants have is in the way of every other scheme.
+    assert remedies_for(configure("init=constant", "init.value=0.1"), inputs, Verdict(30, (copies,))) == ()

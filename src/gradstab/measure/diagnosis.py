@@ -1,4 +1,4 @@
-"""From what was measured to a verdict, live or afterwards: the same rules see the same records in the same order."""
+"""From what was measured to a verdict, step by step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradstab.config.verdict_options import KINDS, Thresholds
-from gradstab.events import Records, Vector, as_written
+from gradstab.events import Vector, as_written
 from gradstab.measure.depth import said_of_depth
 from gradstab.measure.losses import Losses, Recovery
 from gradstab.measure.rules import Broken, Holding, Profile, broken, profile_rules
@@ -177,7 +177,9 @@ class Judge:
         if level > (t := self._thresholds).learnt:
             # What the last measured step found no longer counts once the loss is far above its best, nor for ever.
             recovering = self._recovering and level < t.loss_ratio * self._losses.best and self._seen <= t.patience
-            holdings = course_rules(Course(level, self._seen == 1, recovering, self._log_norms, self._losses), t)
+            identical = self._hidden > 0 and self._theory.get("identical_units") is True
+            course = Course(level, self._seen == 1, recovering, identical, self._log_norms, self._losses)
+            holdings = course_rules(course, t)
         self._keep(step, holdings, "loss")
 
     def _keep(self, step: int, holdings: Sequence[Holding], source: str) -> None:
@@ -212,7 +214,7 @@ class Judge:
             persistence=times,
             value=holding.value,
             threshold=holding.threshold,
-            key=f"verdict.{holding.key}",
+            key=f"verdict.{holding.key}" if holding.key else "",
             explanation=holding.explanation,
             theory=self._said_of_depth(holding.kind) if holding.about_depth else "",
             unit=holding.unit,
@@ -220,31 +222,3 @@ class Judge:
 
     def _said_of_depth(self, kind: str) -> str:
         return said_of_depth(self._theory, kind, self._hidden, self._thresholds.steady_decades)
-
-
-def judge_records(records: Records, run: Mapping[str, Any], thresholds: Thresholds | None = None) -> Verdict:
-    """The verdict on a recorded run, as far as its event file and run.json got; by its own thresholds unless given."""
-    layers = records.layers or list(run.get("layers", ()))
-    hidden = run.get("hidden_layers", len(layers) - 1)
-    judge = Judge(
-        layers,
-        hidden,
-        thresholds or Thresholds(**run.get("thresholds", {})),
-        theory=run.get("theory"),
-        chance_loss=run.get("chance_loss"),
-        least_loss=run.get("least_loss", 0.0),
-        depth_layers=run.get("depth_layers") if run.get("trunk_layers") is None else run["trunk_layers"],
-    )
-    scalars: dict[int, dict[str, float]] = {}
-    for tag in LOOKED_AT & records.scalars.keys():
-        series = records.scalars[tag]
-        for step, value in zip(series.steps.tolist(), series.values.tolist(), strict=True):
-            scalars.setdefault(step, {})[tag] = value
-    vectors: dict[int, dict[str, Vector]] = {}
-    for quantity, series in records.vectors.items():
-        for step, vector in zip(series.steps.tolist(), series.values, strict=True):
-            vectors.setdefault(step, {})[quantity] = vector
-    for step in sorted(scalars.keys() | vectors.keys()):
-        judge.adaptive = run.get("adaptive_optimizer", False) and step >= run.get("adaptive_since", 0)
-        judge.observe(step, scalars.get(step, {}), vectors.get(step, {}))
-    return judge.verdict()

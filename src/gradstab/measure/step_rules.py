@@ -26,13 +26,14 @@ class Course:
     """How the loss and the gradient went up to now.
 
     ``level`` is the recent mean loss over that of guessing; ``first`` before any update, ``recovering`` where the error
-    has fallen since then. ``log_norms`` are the logarithms of the last steps' global gradient norms, and ``losses``
-    those seen so far.
+    has fallen since then, ``identical`` where hidden units started as copies of one another. ``log_norms`` are the
+    logarithms of the last steps' global gradient norms, and ``losses`` those seen so far.
     """
 
     level: float
     first: bool
     recovering: bool
+    identical: bool
     log_norms: Collection[float]
     losses: Losses
 
@@ -44,7 +45,7 @@ class Course:
 
 def course_rules(course: Course, t: Thresholds) -> list[Holding]:
     """What the loss and the gradient's size tell at a step whose loss is far from learnt."""
-    found = _relapse(course, t)
+    found = _relapse(course, t) + _identical_units(course)
     if course.level <= t.plateau:
         return found
     found += _forward_explosion(course, t)
@@ -98,6 +99,17 @@ def _relapse(course: Course, t: Thresholds) -> list[Holding]:
     return [
         Holding("not_learning", "relapse", "train/loss", value, t.relapse, "relapse", text, needs=t.patience, unit=unit)
     ]
+
+
+def _identical_units(course: Course) -> list[Holding]:
+    """Whatever is learnt, all units of a layer learn the same."""
+    if not course.identical:
+        return []
+    text = (
+        "all weights of a layer start as one number, so that its units are copies of one another and get the same "
+        "gradient at every step: a layer is worth one unit, whatever its width, until they are drawn at random"
+    )
+    return [Holding("not_learning", "identical_units", "weights", 1.0, math.inf, "", text)]
 
 
 def _times(course: Course) -> str:

@@ -20,6 +20,7 @@ from gradstab.errors import GradstabError
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.quantities import Norms
 from gradstab.measure.recorder import Recorder, StepRecord
+from gradstab.measure.symmetry import identical_units
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.ledger import Ledger
@@ -97,8 +98,13 @@ class Book:
             self._opened[2].forget("decay")
             self._rewrite()
 
-    def write_opening(self, norms: WatchedNorms) -> None:
-        """Write run.json as far as it is known, with the layers in their present order."""
+    def write_opening(self, norms: WatchedNorms, start: nn.Module | None = None) -> None:
+        """Write run.json as far as it is known, with the layers in their present order.
+
+        ``start`` is the network before its first update, once that is about to come.
+        """
+        if start is not None and identical_units(start):
+            self._record["theory"]["identical_units"] = True
         self._record |= {"layers": norms.tags, "hidden_layers": len(norms.hidden)}
         self._record["depth_layers"] = [norms.tags[i] for i in norms.depth]
         self._record["trunk_layers"] = [norms.tags[i] for i in norms.trunk]

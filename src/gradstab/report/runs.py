@@ -210,7 +210,7 @@ def _verdict(run: Run) -> Verdict | None:
 
 def _judged(run: Run) -> Verdict:
     """The verdict that the run would have given itself, on as many records as there are."""
-    from gradstab.measure.diagnosis import judge_records
+    from gradstab.measure.afterwards import judge_records
 
     layers = max(run.records.layers, run.layers, key=len)
     records = Records(run.records.scalars, run.records.vectors, layers)
