@@ -474,6 +474,7 @@ def test_a_local_job_whose_time_is_up_ends_in_order_and_goes_on(tmp_path: Path) 
     assert launched.tries(task) == 2
 
 
+@pytest.mark.slow
 def test_a_local_job_whose_time_is_up_too_often_is_told(tmp_path: Path) -> None:
     (task,) = tasks_in(tmp_path, {})
     launcher = build_launcher(

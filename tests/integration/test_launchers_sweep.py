@@ -74,7 +74,9 @@ def losses(folder: Path) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.usefixtures("slurm")
-@pytest.mark.parametrize("launcher", LAUNCHED)
+@pytest.mark.parametrize(
+    "launcher", ["joblib", "submitit_slurm", pytest.param("submitit_local", marks=pytest.mark.slow)]
+)
 def test_a_sweep_is_the_same_on_every_launcher(launcher: str, here: Here, tmp_path: Path) -> None:
     cells = ("train", "-m", "act=tanh,relu", "steps=12", *TINY)
     assert here(*cells, "out_dir=serial").returncode == 0
@@ -120,6 +122,7 @@ def _same_as_alone(here: Here, tmp_path: Path, folder: Path, cell: str) -> None:
     assert losses(folder)[cell] in losses(tmp_path / "alone").values()
 
 
+@pytest.mark.slow
 def test_a_cell_whose_worker_is_killed_goes_on_in_another(here: Here, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
 
