@@ -270,7 +270,7 @@ def trained(settings: dict[str, Any], look: bool = True) -> dict[str, Any]:
             record = train_step(parts, step, inputs, targets, measure_all=watch or (look and step % every == 0))
             for handle in handles:
                 handle.remove()
-            losses.append(record.loss.item())
+            losses.append(float(record.loss))
             recorder.add(record)
             diverged = not record.updated
             if watch or (diverged and look):

@@ -150,7 +150,7 @@ def rerun(config: Config, max_norm: float | None, steps: int, seconds: float = m
         record = train_step(parts, step, inputs, targets, measure_all=False)
         if not record.updated:
             return Trial(max_norm, step, False, *losses)
-        losses[1] = record.loss.item()
+        losses[1] = float(record.loss)
         losses[0] = losses[1] if step == 0 else losses[0]
         _move_schedule(config, parts, step + 1)
         if step + 1 >= at_least and time.perf_counter() - started > seconds:

@@ -134,7 +134,7 @@ def _advance(
         parts.schedule.after_step()
     progress.done += 1
     progress.stuck = 0 if record.updated else progress.stuck + 1
-    reached = plan.target_loss is not None and record.loss.item() <= plan.target_loss
+    reached = plan.target_loss is not None and float(record.loss) <= plan.target_loss
     broken = not record.updated and not parts.skip_non_finite
     looks = broken or reached or progress.stuck == STUCK_STEPS or plan.evaluates(progress.done)
     # What a run does may depend on how many steps it has made, never on how fast: a resumed one is to do the same.
@@ -147,7 +147,7 @@ def _advance(
     found = judge.to_stop(plan.stop_on) if judges else None
     progress.owes_evaluation = looks
     if reached:
-        progress.end("completed", f"train loss {record.loss.item():.6g} reached target_loss={plan.target_loss:g}")
+        progress.end("completed", f"train loss {float(record.loss):.6g} reached target_loss={plan.target_loss:g}")
     elif found is not None:
         progress.end("completed", f"stop_on={found.kind}: {found.explanation}")
     elif progress.stuck == STUCK_STEPS:

@@ -237,9 +237,6 @@ def test_norms_of_every_precision(dtype: torch.dtype, scale: float) -> None:
     exact = [p.grad.to(torch.complex128).abs().square().sum().sqrt().item() for p in norms.parameters]  # type: ignore[union-attr]
     near = 1e-3 if dtype == torch.bfloat16 else 1e-5
     assert as_tensor(norms.take()).tolist() == pytest.approx(exact, rel=near)
-    together = as_tensor(norms.take(together=True)).tolist()
-    assert together[: len(norms.layers)] == pytest.approx(exact[: len(norms.layers)], rel=near)
-    assert math.hypot(*together) == pytest.approx(math.hypot(*exact), rel=near)
 
 
 def test_parameters_of_mixed_precision_and_missing_gradients() -> None:

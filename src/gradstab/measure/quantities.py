@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# One norm per parameter [P]: on the device, or as numbers where they have crossed to the host already.
+# One norm per parameter [P], and one number: on the device, or as numbers where they have crossed to the host already.
 Norms = Tensor | list[float]
+Scalar = Tensor | float
 
 
 def norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
@@ -26,9 +27,9 @@ def norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor
     return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=dtype))
 
 
-def as_tensor(norms: Norms) -> Tensor:
-    """Norms as a tensor; numbers in double precision."""
-    return norms if isinstance(norms, Tensor) else torch.tensor(norms, dtype=torch.float64)
+def as_tensor(values: Norms | Scalar) -> Tensor:
+    """Norms, or one number, as a tensor; what is on the host in double precision."""
+    return values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
 
 
 def finite(norms: Norms) -> bool:
@@ -42,6 +43,13 @@ def stacked(rows: Sequence[Norms], dtype: torch.dtype) -> Tensor:
     if len(numbers) == len(rows):
         return torch.from_numpy(np.array(numbers)).to(dtype)
     return torch.stack([as_tensor(row).to(dtype) for row in rows])
+
+
+def column(values: Sequence[Scalar], dtype: torch.dtype) -> Tensor:
+    """Several steps' numbers, [steps, 1]."""
+    if any(isinstance(value, Tensor) for value in values):
+        return torch.stack([as_tensor(value).detach() for value in values]).to(dtype).unsqueeze(1)
+    return torch.tensor(values, dtype=dtype).unsqueeze(1)
 
 
 def safe_norm(x: Tensor, dim: int) -> Tensor:

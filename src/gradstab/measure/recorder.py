@@ -16,7 +16,7 @@ from gradstab import plain
 from gradstab.events import EventWriter, Vector
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.probe import GradientNorms
-from gradstab.measure.quantities import Norms, stacked
+from gradstab.measure.quantities import Norms, Scalar, column, stacked
 
 FLUSH_STEPS = 64
 FLUSH_SECONDS = 1.0
@@ -32,7 +32,7 @@ class StepRecord:
 
     step: int
     lr: float
-    loss: Tensor
+    loss: Scalar
     penalty: Tensor | None = None
     norms: Norms | None = None
     post_norms: Norms | None = None
@@ -208,12 +208,11 @@ class _Row:
 
 def _to_host(pending: Sequence[StepRecord], probe: GradientNorms[Any]) -> list[_Row]:
     """All values of all steps in one transfer; norms are summed up to layers and to the whole on the device."""
-    device = pending[0].loss.device
+    device = probe.parameters[0].device
     wide = torch.float32 if device.type == "mps" else torch.float64
-    parts: list[Tensor] = [torch.stack([r.loss.detach() for r in pending]).to(wide).unsqueeze(1)]
-    penalties = [r.penalty.detach() for r in pending if r.penalty is not None]
-    whole = len(penalties) == len(pending)
-    parts.append(torch.stack(penalties).to(wide).unsqueeze(1) if whole else torch.zeros_like(parts[0]))
+    parts = [column([r.loss for r in pending], wide)]
+    penalties = [r.penalty for r in pending if r.penalty is not None]
+    parts.append(column(penalties, wide) if len(penalties) == len(pending) else torch.zeros_like(parts[0]))
     sides = []
     for side in ([r.norms for r in pending], [r.post_norms for r in pending]):
         present = [norms for norms in side if norms is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -32,9 +31,6 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
 
     def __init__(self, parameters: Iterable[nn.Parameter], layers: Sequence[WatchedLayer]) -> None:
         super().__init__((p for p in parameters if p.is_floating_point() or p.is_complex()), layers)
-        # Biases and their like come last: small, and most of the calls that norms take.
-        self.parameters[self.n_weights :] = sorted(self.parameters[self.n_weights :], key=lambda p: p.ndim == 1)
-        self._n_large = self.n_weights + sum(p.ndim != 1 for p in self.parameters[self.n_weights :])
         self.series: Collection[int] | None = None
         self._trunk: list[int] | None = None
         self.reached: set[int] = set()
@@ -96,27 +92,20 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         present = {id(p) for p in parameters if p.is_floating_point() or p.is_complex()}
         return len(present - self._index.keys()), len(self._index.keys() - present)
 
-    def take(
-        self, positions: Sequence[int] | None = None, grads: list[Any] | None = None, *, together: bool = False
-    ) -> Norms:
+    def take(self, positions: Sequence[int] | None = None, grads: list[Any] | None = None) -> Norms:
         """The norm of each gradient as it is, [P]; 0 where there is none, or where ``positions`` leave it out.
 
-        ``grads`` are those of all parameters, if somebody has gathered them already. With ``together``, all vectors
-        that are no layer's weight may count as one, in the place of their first: the whole norm is the same.
+        ``grads`` are those of all parameters, if somebody has gathered them already.
         """
         grads = list(map(_GRAD, self.parameters)) if grads is None else grads
         if positions is None and self._uniform:
             # Missing and sparse ones are exceptions: asking every gradient each time costs more than most norms.
-            with contextlib.suppress(TypeError, RuntimeError):
-                return self._with_vectors_joined(grads) if together else self.norms_of(grads)
+            try:
+                return self.norms_of(grads)
+            except (TypeError, RuntimeError):
+                pass
         chosen = range(len(self.parameters)) if positions is None else positions
         return self._some(chosen, [grads[i] for i in chosen])
-
-    def _with_vectors_joined(self, grads: list[Tensor]) -> Norms:
-        vectors = grads[self._n_large :]
-        if len(vectors) < 2 or not self._on_cpu:
-            return self.norms_of(grads)
-        return [*self.norms_of([*grads[: self._n_large], torch.cat(vectors)]), *[0.0] * (len(vectors) - 1)]
 
     @torch.no_grad()
     def _some(self, chosen: Sequence[int], grads: Sequence[Any]) -> Tensor:

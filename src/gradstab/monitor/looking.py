@@ -22,15 +22,11 @@ _GRAD, _VERSION = operator.attrgetter("grad"), operator.attrgetter("_version")
 
 @dataclass
 class Look:
-    """Gradients as they were when they were looked at: norms [P], and what tells whether they changed since.
-
-    ``together`` is whether vectors that are no layer's weight count as one.
-    """
+    """Gradients as they were when they were looked at: norms [P], and what tells whether they changed since."""
 
     norms: Norms
     grads: list[Tensor | None]
     versions: list[int]
-    together: bool = False
 
     def reordered(self, places: Sequence[int]) -> Look:
         """The same look with the parameters in another order: for each, where it stands here."""
@@ -74,7 +70,7 @@ class Looker:
 
     def keep(self, backwards: int) -> None:
         """Look now, after so many backward passes, for :meth:`take`."""
-        self._kept = self.look(apart=True), backwards
+        self._kept = self.look(hold=True), backwards
 
     def take(self, optimizer: Optimizer | None, backwards: int) -> Look:
         """What was looked at after this very backward pass, if anything was, and else what there is now."""
@@ -106,23 +102,20 @@ class Looker:
         """Another optimizer may come to have this one's identity."""
         self._positions.pop(id(optimizer), None)
 
-    def look(self, optimizer: Optimizer | None = None, *, apart: bool = False) -> Look:
+    def look(self, optimizer: Optimizer | None = None, *, hold: bool = False) -> Look:
         """Look at the gradients of one optimizer's parameters, or of all; norms of all others are 0.
 
-        Unless they are wanted ``apart``, or parts of them may be asked for, some may count together.
+        Whether they change is only seen where somebody steps, or where the look is to ``hold`` on to them.
         """
         places = None if optimizer is None or self._covers(optimizer) else self.positions(optimizer)
-        together = not apart and places is None and self._scaler is None and all(map(self._covers, self._optimizers))
         grads = list(map(_GRAD, self.norms.parameters))
-        norms = self.norms.take(places, grads, together=together)
-        optimizers = self._optimizers if optimizer is None else [optimizer]
+        norms = self.norms.take(places, grads)
         if self._scaler is not None:
+            optimizers = self._optimizers if optimizer is None else [optimizer]
             unscaled = [id(o) for o in optimizers if gradients.is_unscaled(self._scaler, o)]
             divisor = self._divisor(optimizers, unscaled)
             norms = norms if divisor is None else as_tensor(norms) / divisor
-        if not (self._optimizers or apart):
-            return Look(norms, [], [], together)
-        return Look(norms, grads, _versions(grads), together)
+        return Look(norms, grads, _versions(grads)) if self._optimizers or hold else Look(norms, [], [])
 
     def look_again(self, look: Look, optimizer: Optimizer, *, closely: bool) -> Norms | None:
         """The norms of an optimizer's gradients by now, [P]; None where they are as they were at that look.
@@ -133,7 +126,7 @@ class Looker:
         changed = self._changed(look, optimizer)
         if not (changed or closely or self._traceless):
             return None
-        norms, places = self.look(optimizer, apart=not look.together).norms, self.positions(optimizer)
+        norms, places = self.look(optimizer).norms, self.positions(optimizer)
         before, now = as_tensor(look.norms)[places], as_tensor(norms)[places]
         if not changed and torch.allclose(before, now, rtol=1e-5, atol=0.0, equal_nan=True):
             return None

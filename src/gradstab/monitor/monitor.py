@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradstab.measure.quantities import as_tensor
+from gradstab.measure.quantities import Scalar, as_tensor
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor import gradients, looking
 from gradstab.monitor.book import Book
@@ -146,7 +146,7 @@ class Monitor(Closing):
         if not self._book.close(status, reason, self._norms) and status == "completed":
             warnings.warn(f"{self.directory}: no step was recorded; call step(loss) after backward()", stacklevel=2)
 
-    def _begin(self, loss: Tensor, known: bool, optimizer: Optimizer | None, lr: float | None) -> Row:
+    def _begin(self, loss: Scalar, known: bool, optimizer: Optimizer | None, lr: float | None) -> Row:
         measured = self._turns.measures(self._step)
         self._turns.begin(self._step, optimizer, self._optimizers)
         if self._turns.rare:

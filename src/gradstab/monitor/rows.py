@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
-from gradstab.measure.quantities import Norms, as_tensor
+from gradstab.measure.quantities import Norms, Scalar, as_tensor
 from gradstab.measure.recorder import StepRecord
 from gradstab.monitor.layers import WatchedLayer
 from gradstab.monitor.looking import Look, update_ratios
@@ -34,13 +34,13 @@ class Row:
     post: Norms | None = None
 
     @classmethod
-    def of(cls, step: int, loss: Tensor, known: bool, rate: float | None, look: Look, backwards: int) -> Row:
+    def of(cls, step: int, loss: Scalar, known: bool, rate: float | None, look: Look, backwards: int) -> Row:
         """A step with this loss and learning rate, as far as known, looked at after so many backward passes."""
         unknown = ["train/loss"] * (not known) + ["train/learning_rate"] * (rate is None)
         record = StepRecord(step, math.nan if rate is None else rate, loss, norms=look.norms)
         return cls(record, look, unknown, backwards)
 
-    def learn(self, loss: Tensor) -> None:
+    def learn(self, loss: Scalar) -> None:
         """Take the step's loss, which was not known when it began."""
         if "train/loss" in self.unknown:
             self.unknown.remove("train/loss")
@@ -142,20 +142,24 @@ def learning_rate(optimizers: Sequence[Optimizer]) -> float | None:
     return float(optimizers[0].param_groups[0]["lr"]) if optimizers and "lr" in optimizers[0].param_groups[0] else None
 
 
-def as_scalar(loss: Tensor | float | None, device: torch.device, *, known: bool = False) -> Tensor:
-    """A loss as a 0-d tensor on the device; NaN for None, where it need not be ``known``."""
-    if loss is None and not known:
-        return torch.full((), math.nan, device=device)
-    if not isinstance(loss, Tensor):
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        return torch.tensor(as_number("loss", loss), dtype=wide, device=device)
-    if loss.numel() != 1:
-        raise ConfigError(f"loss: has shape {list(loss.shape)}; has to be one number")
-    if loss.is_complex():
-        raise ConfigError("loss: is complex; has to be one real number")
-    # A copy: the loop may go on adding to it, or put it back to 0, before anybody reads it.
-    value = loss.detach().reshape(()) if loss.ndim else loss.detach()
-    return value.clone() if value.device == device else value.to(device)
+def as_scalar(loss: Tensor | float | None, device: torch.device, *, known: bool = False) -> Scalar:
+    """A loss as a number on the CPU, else as a 0-d tensor on the device; NaN for None, where it need not be ``known``.
+
+    It is a copy: the loop may go on adding to a tensor, or put it back to 0, before anybody reads it.
+    """
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise ConfigError(f"loss: has shape {list(loss.shape)}; has to be one number")
+        if loss.is_complex():
+            raise ConfigError("loss: is complex; has to be one real number")
+        if device.type == "cpu":
+            return float(loss.item())
+        value = loss.detach().reshape(())
+        return value.clone() if value.device == device else value.to(device)
+    number = math.nan if loss is None and not known else as_number("loss", loss)
+    if device.type == "cpu":
+        return number
+    return torch.tensor(number, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
 
 def as_number(key: str, value: Any) -> float:

@@ -99,6 +99,8 @@ class Signals:
 
     def stop(self) -> None:
         """Take all hooks away, and let go of what they kept."""
+        if not self._handles:
+            return
         for handle in self._handles:
             handle.remove()
         self._handles, self._passes, self._earlier, self._flow, self.roots = [], [], 0, _Flow(), {}
@@ -109,7 +111,8 @@ class Signals:
 
     def drop_earlier(self) -> None:
         """Forget what was seen up to the last :meth:`divide`: it belongs to an earlier step."""
-        self._passes, self._earlier = self._passes[self._earlier :], 0
+        if self._earlier:
+            self._passes, self._earlier = self._passes[self._earlier :], 0
 
     def pass_by_hand(self) -> None:
         """From now on passes are told by :meth:`begin_pass`: the network itself may not be what is called."""
