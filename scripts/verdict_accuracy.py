@@ -36,8 +36,7 @@ from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.data import batches
 from gradstab.errors import GradstabError
 from gradstab.events import EventWriter, Vector
-from gradstab.expectation import inputs_of, theory_record
-from gradstab.losses import chance_loss
+from gradstab.examination import Examination
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.recorder import Recorder
 from gradstab.measure.verdict import HEALTHY
@@ -237,8 +236,8 @@ def trained(settings: dict[str, Any], look: bool = True) -> dict[str, Any]:
     """Train; what each rule set says on the way and, measured in full twenty times, in the end; and how it ended."""
     config = from_hydra(settings)
     parts = build(config)
-    chance = chance_loss(parts.loss, parts.data.train.targets, parts.data.out_features)
-    theory = theory_record(config, inputs_of(parts.data))
+    examination = Examination.of(config, parts)
+    chance, theory = examination.chance_loss, examination.theory
     judge, tape = judge_of(config, theory, chance), Tape()
     looks = LOOKS | {config.total_steps - 1: END}
     every = max(config.total_steps // 20, 1)

@@ -23,6 +23,8 @@ DEEP = 10
 # Far beyond what is usual (1e-4 to 1e-3): an adaptive optimizer follows a decay that outweighs the gradient.
 LARGE_DECAY = 0.01
 
+# The rules that tell of steps too large for the depth.
+_TOO_LARGE = ("large_steps", "deep_steps")
 _BORN = ("non_finite", "dead_fraction", "saturated_fraction")
 # What steps that are too large leave behind.
 _WRECKED = {"exploding", "non_finite", "dead_units", "saturated"}
@@ -61,7 +63,7 @@ def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: flo
     born = {f.kind for f in verdict.findings if f.first_step == 0 and f.rule in _BORN}
     updated = verdict.step > 0 and not born
     without_gradient = any(f.rule == "depth_span" and f.value >= WHOLE_RANGE for f in verdict.findings)
-    too_large = [f for f in verdict.findings if f.rule == "large_steps"]
+    too_large = [f for f in verdict.findings if f.rule in _TOO_LARGE]
     # An adaptive optimizer's steps keep their size however large gradients are.
     bounded = config.optimizer.name not in ADAPTIVE or not too_large
     if bounded and ("exploding" in kinds or ("non_finite" in kinds and updated)):
@@ -93,9 +95,9 @@ def _rate_candidates(
     kinds, rules = set(verdict.labels), {finding.rule for finding in verdict.findings}
     rate, usual = config.optimizer.knobs["lr"], _usual_rate(config)
     high, killed = rate >= WILD * usual, updated and "dead_units" in kinds
-    too_large = [f for f in verdict.findings if f.rule == "large_steps"]
+    too_large = [f for f in verdict.findings if f.rule in _TOO_LARGE]
     # Half of what the rules on the first step let pass.
-    shares = [f.threshold / f.value / 2 for f in verdict.findings if f.rule in ("large_steps", "overshoot")]
+    shares = [f.threshold / f.value / 2 for f in verdict.findings if f.rule in (*_TOO_LARGE, "overshoot")]
     fit = min(shares, default=1.0)
     # What is wrecked, or has no gradient, hardly moves at any rate.
     tiny = [f for f in verdict.findings if f.rule == "tiny_updates" and not (without_gradient or kinds & _WRECKED)]

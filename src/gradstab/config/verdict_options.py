@@ -77,6 +77,11 @@ class Thresholds(Option):
         above=0,
         reason="layers' relative steps, times depth^1.5, beyond which hardly any chain of layers without skips learnt",
     )
+    deep_step: float = number(
+        17.0,
+        above=0,
+        reason="the same of later steps, times depth^2.5: whatever such chains had learnt by then, they lost",
+    )
     jump: float = number(
         2.0,
         above=1,

@@ -175,8 +175,10 @@ class Judge:
             self._recovering = self._recovery.goes_on(step, relative, level, spread, self._thresholds)
         holdings: list[Holding] = []
         if level > (t := self._thresholds).learnt:
-            # What the last measured step found no longer counts once the loss is far above its best, nor for ever.
-            recovering = self._recovering and level < t.loss_ratio * self._losses.best and self._seen <= t.patience
+            # What the last measured step found no longer counts once the loss is far above its best, nor for ever, and
+            # from too far above no network comes back.
+            near = level < min(t.loss_ratio * self._losses.best, t.init_loss_ratio**2)
+            recovering = self._recovering and near and self._seen <= t.patience
             identical = self._hidden > 0 and self._theory.get("identical_units") is True
             course = Course(level, self._seen == 1, recovering, identical, self._log_norms, self._losses)
             holdings = course_rules(course, t)

@@ -69,7 +69,7 @@ def step_rules(profile: Profile, loss: float | None, t: Thresholds) -> list[Hold
         return []
     if profile.first:
         return [] if profile.projected else _overshoot(profile, loss, t) + _large_steps(profile, t)
-    return (_tiny_updates(profile, t) if profile.stalled else []) + _outweighed(profile, t)
+    return (_tiny_updates(profile, t) if profile.stalled else []) + _deep_steps(profile, t) + _outweighed(profile, t)
 
 
 def _forward_explosion(course: Course, t: Thresholds) -> list[Holding]:
@@ -170,6 +170,23 @@ def _large_steps(profile: Profile, t: Thresholds) -> list[Holding]:
     )
     rule, unit = "large_steps", "weighed"
     return [Holding("not_learning", rule, "update_ratio", value, t.scaled_step, "scaled_step", text, unit=unit)]
+
+
+def _deep_steps(profile: Profile, t: Thresholds) -> list[Holding]:
+    """A chain that learns by steps this large for its depth soon loses what it has learnt."""
+    ratios = profile.vectors["update_ratio"][: profile.hidden]
+    if not profile.step_scale or profile.projected or not len(ratios):
+        return []
+    mean = float(ratios.mean())
+    value = mean * profile.hidden**2.5
+    if not t.deep_step < value < math.inf:
+        return []
+    text = (
+        f"a step changes a layer by {mean:.2g} of its size, {value:.3g} when weighed by depth^2.5: a chain of "
+        f"{profile.hidden} layers without skip paths soon loses what it learns by such steps"
+    )
+    rule, unit = "deep_steps", "weighed"
+    return [Holding("not_learning", rule, "update_ratio", value, t.deep_step, "deep_step", text, unit=unit)]
 
 
 def _outweighed(profile: Profile, t: Thresholds) -> list[Holding]:
