@@ -546,6 +546,30 @@ def test_steps_by_which_a_deep_chain_loses_what_it_learns(
     assert one.verdict().labels == ("healthy",), "it has learnt all the same"
 
 
+@pytest.mark.parametrize(
+    ("ratio", "growth", "rules"),
+    [
+        (0.0051, 1.0, ["deep_steps"]),
+        (0.0049, 1.0, []),
+        (0.00085, 6.0, ["deep_steps"]),
+        # One finding of one cause is enough.
+        (0.02, 1.0, ["large_steps"]),
+    ],
+)
+def test_the_first_step_foretells_what_a_deep_chain_will_lose(ratio: float, growth: float, rules: list[str]) -> None:
+    tags = [f"{i:02d}_hidden" for i in range(40)] + ["40_output"]
+    one = Judge(tags, 40, T, theory={"step_scale": growth * 40**1.5}, chance_loss=CHANCE)
+    looked(one, 0, CHANCE, signal_grad_norm=np.ones(41), update_ratio=np.array([ratio] * 40 + [1.0]))
+    findings = one.verdict().findings
+    assert [finding.rule for finding in findings] == rules
+    if rules == ["deep_steps"]:
+        assert findings[0].value == pytest.approx(ratio * growth * 40**2.5)
+        assert (findings[0].key, findings[0].threshold) == ("verdict.init_deep_step", T.init_deep_step)
+    for step in range(1, 8):
+        looked(one, step, 0.9 * CHANCE)
+    assert one.verdict().labels == ("healthy",), "it has left the plateau"
+
+
 def test_from_too_far_above_guessing_no_network_comes_back() -> None:
     """The loss falls, but is so large still that it tells of no network that mends itself."""
     for largest, labels in ((T.init_loss_ratio**2 / 2, ("healthy",)), (T.init_loss_ratio**2 * 2, ("exploding",))):

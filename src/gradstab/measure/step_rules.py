@@ -69,7 +69,8 @@ def step_rules(profile: Profile, loss: float | None, t: Thresholds) -> list[Hold
         return []
     if profile.first:
         return [] if profile.projected else _overshoot(profile, loss, t) + _large_steps(profile, t)
-    return (_tiny_updates(profile, t) if profile.stalled else []) + _deep_steps(profile, t) + _outweighed(profile, t)
+    deep = [] if profile.projected else _deep_steps(profile, t)
+    return (_tiny_updates(profile, t) if profile.stalled else []) + deep + _outweighed(profile, t)
 
 
 def _forward_explosion(course: Course, t: Thresholds) -> list[Holding]:
@@ -154,16 +155,10 @@ def _overshoot(profile: Profile, loss: float | None, t: Thresholds) -> list[Hold
 
 def _large_steps(profile: Profile, t: Thresholds) -> list[Holding]:
     """Each layer's change disturbs all those behind it: what a deep chain stands of it is little."""
-    ratios, weights = profile.vectors["update_ratio"][: profile.hidden], profile.vectors.get("weight_norm")
-    if weights is not None:
-        # Of weights that were 0, any step is inf times their size.
-        ratios = ratios[weights[: profile.hidden] > 0]
-    if not profile.step_scale or not len(ratios):
-        return []
-    mean = float(ratios.mean())
+    mean = _mean_step(profile)
     value = mean * profile.step_scale
     if not value > t.scaled_step:
-        return []
+        return _deep_steps(profile, t)
     text = (
         f"the first step changes a layer by {mean:.2g} of its size, {value:.3g} when weighed by depth^1.5 and by how "
         f"steps grow: more than a chain of {profile.hidden} layers stands without skip paths"
@@ -174,19 +169,30 @@ def _large_steps(profile: Profile, t: Thresholds) -> list[Holding]:
 
 def _deep_steps(profile: Profile, t: Thresholds) -> list[Holding]:
     """A chain that learns by steps this large for its depth soon loses what it has learnt."""
-    ratios = profile.vectors["update_ratio"][: profile.hidden]
-    if not profile.step_scale or profile.projected or not len(ratios):
-        return []
-    mean = float(ratios.mean())
-    value = mean * profile.hidden**2.5
-    if not t.deep_step < value < math.inf:
+    mean = _mean_step(profile)
+    if profile.first:
+        which, how, key = "the first step", " and by how steps grow", "init_deep_step"
+        value = mean * profile.step_scale * profile.hidden
+    else:
+        which, how, key = "a step", "", "deep_step"
+        value = mean * profile.hidden**2.5
+    limit: float = getattr(t, key)
+    if not limit < value < math.inf:
         return []
     text = (
-        f"a step changes a layer by {mean:.2g} of its size, {value:.3g} when weighed by depth^2.5: a chain of "
+        f"{which} changes a layer by {mean:.2g} of its size, {value:.3g} when weighed by depth^2.5{how}: a chain of "
         f"{profile.hidden} layers without skip paths soon loses what it learns by such steps"
     )
-    rule, unit = "deep_steps", "weighed"
-    return [Holding("not_learning", rule, "update_ratio", value, t.deep_step, "deep_step", text, unit=unit)]
+    return [Holding("not_learning", "deep_steps", "update_ratio", value, limit, key, text, unit="weighed")]
+
+
+def _mean_step(profile: Profile) -> float:
+    """The mean over hidden layers of what a step changes of each; 0 where theory has no word on steps."""
+    ratios, weights = profile.vectors["update_ratio"][: profile.hidden], profile.vectors.get("weight_norm")
+    if profile.first and weights is not None:
+        # Of weights that were 0, any step is inf times their size.
+        ratios = ratios[weights[: profile.hidden] > 0]
+    return float(ratios.mean()) if profile.step_scale and len(ratios) else 0.0
 
 
 def _outweighed(profile: Profile, t: Thresholds) -> list[Holding]:
