@@ -51,7 +51,7 @@ def _evidence(finding: Finding) -> Text:
     text = Text(finding.explanation)
     if finding.key:
         value = f"{finding.value:.3g} {finding.unit}".rstrip()
-        text.append(f" ({finding.quantity}: {value} against {finding.key}={finding.threshold:g})", style="dim")
+        text.append(f" ({finding.quantity}: {value} against {finding.key}={finding.threshold:.10g})", style="dim")
     if finding.layers:
         shown = ", ".join(finding.layers[:MOST_LAYERS])
         more = len(finding.layers) - MOST_LAYERS

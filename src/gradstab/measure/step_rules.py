@@ -110,7 +110,8 @@ def _identical_units(course: Course) -> list[Holding]:
         "all weights of a layer start as one number, so that its units are copies of one another and get the same "
         "gradient at every step: a layer is worth one unit, whatever its width, until they are drawn at random"
     )
-    return [Holding("not_learning", "identical_units", "weights", 1.0, math.inf, "", text)]
+    rule, unit = "identical_units", "different unit in each layer"
+    return [Holding("not_learning", rule, "weights", 1.0, math.inf, "", text, unit=unit)]
 
 
 def _times(course: Course) -> str:
