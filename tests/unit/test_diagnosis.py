@@ -549,9 +549,9 @@ def test_steps_by_which_a_deep_chain_loses_what_it_learns(
 @pytest.mark.parametrize(
     ("ratio", "growth", "rules"),
     [
-        (0.0051, 1.0, ["deep_steps"]),
-        (0.0049, 1.0, []),
-        (0.00085, 6.0, ["deep_steps"]),
+        (0.0080, 1.0, ["deep_steps"]),
+        (0.0078, 1.0, []),
+        (0.00135, 6.0, ["deep_steps"]),
         # One finding of one cause is enough.
         (0.02, 1.0, ["large_steps"]),
     ],

@@ -83,7 +83,7 @@ class Thresholds(Option):
         reason="layers' relative steps, times depth^2.5, by which chains without skips lost what they had learnt",
     )
     init_deep_step: float = number(
-        50.0, above=0, reason="the same as the first step foretells it, for steps may shrink as well as grow"
+        80.0, above=0, reason="the same as the first step foretells it, for steps may shrink as well as grow"
     )
     jump: float = number(
         2.0,
