@@ -159,7 +159,7 @@ def as_scalar(loss: Tensor | float | None, device: torch.device, *, known: bool 
     number = math.nan if loss is None and not known else as_number("loss", loss)
     if device.type == "cpu":
         return number
-    return torch.tensor(number, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    return torch.full((), number, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
 
 def as_number(key: str, value: Any) -> float:
