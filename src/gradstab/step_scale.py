@@ -9,7 +9,6 @@ import numpy as np
 
 from gradstab.config import Config
 from gradstab.config.optimizer_options import DECOUPLED
-from gradstab.config.registry import Option
 from gradstab.config.training_options import REPARAMETRIZING
 
 
@@ -24,7 +23,12 @@ def step_scale(config: Config) -> float | None:
     knobs: Mapping[str, Any] = config.model.knobs
     if config.model.name != "deep_mlp" or not knobs["depth"] or knobs["residual"] != "none" or knobs["norm"] == "batch":
         return None
-    scale: float = knobs["depth"] ** 1.5 * step_growth(config.optimizer)
+    return chain_scale(knobs["depth"], step_growth(config.optimizer.name, config.optimizer.knobs))
+
+
+def chain_scale(depth: int, growth: float) -> float:
+    """L^(3/2) times growth, for a chain of so many hidden layers."""
+    scale: float = depth**1.5 * growth
     return scale
 
 
@@ -35,16 +39,19 @@ def coupled_decay(config: Config) -> float | None:
     return config.optimizer.knobs.get("weight_decay") or None
 
 
-def step_growth(optimizer: Option) -> float:
-    """The mean size of an optimizer's first 20 steps over that of the first, were the gradient to stay as it is."""
+def step_growth(optimizer: str, knobs: Mapping[str, Any]) -> float:
+    """The mean size of an optimizer's first 20 steps over that of the first, were the gradient to stay as it is.
+
+    ``knobs`` are those of the option ``optimizer`` of this name: RMSprop's ``alpha``, and ``momentum``.
+    """
     count = np.arange(1.0, 21.0)
     sizes = np.ones(20)
-    if optimizer.name == "rmsprop":
-        sizes = np.sqrt((1 - optimizer.knobs["alpha"]) / (1 - optimizer.knobs["alpha"] ** count))
-    elif optimizer.name == "adagrad":
+    if optimizer == "rmsprop":
+        sizes = np.sqrt((1 - knobs["alpha"]) / (1 - knobs["alpha"] ** count))
+    elif optimizer == "adagrad":
         sizes = 1 / np.sqrt(count)
-    if optimizer.name in ("momentum", "nesterov", "rmsprop"):
-        momentum = optimizer.knobs["momentum"]
+    if optimizer in ("momentum", "nesterov", "rmsprop"):
+        momentum = knobs["momentum"]
         velocity = [sum(momentum ** (last - k) * sizes[k] for k in range(last + 1)) for last in range(20)]
-        sizes = sizes + momentum * np.array(velocity) if optimizer.name == "nesterov" else np.array(velocity)
+        sizes = sizes + momentum * np.array(velocity) if optimizer == "nesterov" else np.array(velocity)
     return float(sizes.mean() / sizes[0])

@@ -299,6 +299,43 @@ def test_weights_filled_after_watching_began_are_seen_to_be_copies(tmp_path: Pat
     assert judge_records(read_records(tmp_path / "run"), record) == verdict
 
 
+class Skipping(nn.Module):
+    """A chain of linear layers, one of which a skip path leads past."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.phi = nn.ModuleList(nn.Tanh() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.phi[0](self.first(x))
+        y: torch.Tensor = self.last(x + self.phi[1](self.second(x)))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("make", "optimizer", "scale"),
+    [
+        (lambda: mlp(16, 8, 8, 8, 3), torch.optim.Adam, 3**1.5),
+        (lambda: mlp(16, 8, 8, 8, 3), torch.optim.LBFGS, None),
+        (lambda: nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)), torch.optim.SGD, None),
+        (lambda: nn.Sequential(nn.Conv1d(16, 8, 1), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)), torch.optim.Adam, None),
+        (Skipping, torch.optim.Adam, None),
+    ],
+)
+def test_what_steps_mean_is_known_of_plain_chains_alone(
+    tmp_path: Path, make: Any, optimizer: Any, scale: float | None
+) -> None:
+    model = make()
+    opt = optimizer(model.parameters(), 0.01)
+    with watch(model, tmp_path / "run", optimizer=opt) as monitor:
+        x, y = batch(0, 32, 16)
+        x = x.unsqueeze(2) if isinstance(next(model.children()), nn.Conv1d) else x
+        F.cross_entropy(model(x), y).backward()
+        monitor.step(1.0)
+    assert read_run(tmp_path / "run")["theory"].get("step_scale") == (None if scale is None else pytest.approx(scale))
+
+
 def test_parameters_that_an_optimizer_takes_up_later_are_looked_at(tmp_path: Path) -> None:
     model = mlp(4, 6, 3)
     optimizer = torch.optim.SGD(model[2].parameters(), 0.1)

@@ -59,6 +59,9 @@ def plain_body(model: nn.Module) -> nn.Module:
         ("model.depth=3", "model.width=10", "act=sigmoid", "constraint=weight_norm"),
         ("model=lenet5", "act=relu", "model.norm=layer"),
         ("model.depth=4", "model.width=9", "act=gelu", "model.residual=scaled"),
+        ("model.depth=25", "model.width=12", "act=tanh", "init=critical", "optimizer.lr=0.02"),
+        ("model.depth=6", "model.width=12", "act=tanh", "optimizer=nesterov", "optimizer.lr=0.3"),
+        ("model.depth=12", "model.width=12", "act=elu", "model.norm=layer", "optimizer=rmsprop", "optimizer.lr=0.01"),
     ],
     ids=" ".join,
 )
@@ -103,7 +106,12 @@ def test_a_plain_loop_records_what_gradstab_train_records(
     for key in ("steps", "depth_factor", "first_layer_grad_norm", "last_layer_grad_norm", "clipped_steps"):
         assert known[key] == pytest.approx(record[key], rel=1e-5), key
     assert known["status"] == record["status"] == "completed"
-    assert known["verdict"]["labels"] == read_run(tmp_path / "train")["verdict"]["labels"]
+    verdict = read_run(tmp_path / "train")["verdict"]
+    assert known["verdict"]["labels"] == verdict["labels"]
+    chains = {"large_steps", "deep_steps"}
+    assert [f["value"] for f in known["verdict"]["findings"] if f["rule"] in chains] == pytest.approx(
+        [f["value"] for f in verdict["findings"] if f["rule"] in chains], rel=1e-4
+    )
 
 
 def train(

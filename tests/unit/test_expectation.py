@@ -192,7 +192,9 @@ def test_how_steps_grow_under_a_gradient_that_stays(configure: Compose, override
         sizes.append((hidden.detach() - before).norm().item())
     # Muon orthogonalises in half precision.
     tolerance = 0.02 if config.optimizer.name == "muon" else 1e-6
-    assert step_growth(config.optimizer) == pytest.approx(np.mean(sizes) / sizes[0], rel=tolerance)
+    assert step_growth(config.optimizer.name, config.optimizer.knobs) == pytest.approx(
+        np.mean(sizes) / sizes[0], rel=tolerance
+    )
 
 
 @pytest.mark.parametrize(

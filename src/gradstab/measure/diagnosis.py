@@ -119,9 +119,9 @@ class Judge:
             self._keep(step, profile_rules(profile, self._thresholds), "profile")
             self._keep(step, step_rules(profile, loss, self._thresholds), FIRST_STEP if profile.first else "step")
 
-    def forget(self, rule: str) -> None:
-        """What this rule found no longer counts."""
-        self._held = {name: kept for name, kept in self._held.items() if not name.endswith(f"/{rule}")}
+    def forget(self, *rules: str) -> None:
+        """What these rules found no longer counts."""
+        self._held = {name: kept for name, kept in self._held.items() if name.rpartition("/")[2] not in rules}
 
     @property
     def typical_norm(self) -> float | None:

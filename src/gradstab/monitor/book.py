@@ -22,6 +22,7 @@ from gradstab.measure.quantities import Norms
 from gradstab.measure.recorder import Recorder, StepRecord
 from gradstab.measure.symmetry import identical_units
 from gradstab.measure.verdict import Verdict
+from gradstab.monitor.chains import watched_step_scale
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.ledger import Ledger
 from gradstab.monitor.record import closing_record, opening_record
@@ -98,13 +99,16 @@ class Book:
             self._opened[2].forget("decay")
             self._rewrite()
 
-    def write_opening(self, norms: WatchedNorms, start: nn.Module | None = None) -> None:
+    def write_opening(
+        self, norms: WatchedNorms, start: nn.Module | None = None, optimizers: Sequence[Optimizer] = ()
+    ) -> None:
         """Write run.json as far as it is known, with the layers in their present order.
 
-        ``start`` is the network before its first update, once that is about to come.
+        ``start`` is the network before its first update, once that is about to come, and ``optimizers`` will make it.
         """
-        if start is not None and identical_units(start):
-            self._record["theory"]["identical_units"] = True
+        if start is not None:
+            self._record["theory"] |= {"identical_units": True} if identical_units(start) else {}
+            self._record["theory"] |= watched_step_scale(norms, start, optimizers)
         self._record |= {"layers": norms.tags, "hidden_layers": len(norms.hidden)}
         self._record["depth_layers"] = [norms.tags[i] for i in norms.depth]
         self._record["trunk_layers"] = [norms.tags[i] for i in norms.trunk]
@@ -125,11 +129,13 @@ class Book:
     def rearrange(self, norms: WatchedNorms) -> None:
         """More layers stand in series than were known so far."""
         self.note_series(norms)
+        self._record["theory"].pop("step_scale", None)
         self.write_opening(norms)
         if self._opened is not None:
             _, ledger, judge = self._opened
             ledger.depth = norms.depth
             judge.arrange(len(norms.hidden), self._record["trunk_layers"])
+            judge.forget("large_steps", "deep_steps")
 
     def add(self, record: StepRecord, post: Norms | None, unknown: Sequence[str], norms: WatchedNorms) -> None:
         """Record one step. ``post`` are the norms after clipping where it was seen, ``unknown`` tags to leave out."""

@@ -232,7 +232,7 @@ class Monitor(Closing):
             self._looker.rearrange(norms)
             norms.take_roots(self.signals.roots, self._optimizers)
             self._book.note_series(norms)
-        self._book.write_opening(self._norms, self._model)
+        self._book.write_opening(self._norms, self._model, self._optimizers)
 
     def _rearrange(self) -> None:
         """Take in what has changed about the network: layers unfrozen, parameters exchanged."""
