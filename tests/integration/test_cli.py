@@ -127,7 +127,9 @@ def test_output_that_cannot_be_written_is_told_in_one_line(here: Here, words: tu
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("<&-", ">&-", "2>&-")), "<&- >&- 2>&-"]
+)
 def test_streams_may_be_closed(tmp_path: Path, closed: str) -> None:
     command = f"{shlex.quote(sys.executable)} -m gradstab train {' '.join(TINY)} out_dir=run"
     done = subprocess.run(

@@ -387,7 +387,14 @@ def test_slurm_refusing_a_job_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("slurm")
-@pytest.mark.parametrize("name", [name for name in LAUNCHERS if name != "serial"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "submitit_slurm" else [])
+        for name in LAUNCHERS
+        if name != "serial"
+    ],
+)
 def test_closing_ends_workers_in_order_and_starts_no_more(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -463,6 +470,7 @@ def test_workers_end_in_order_with_whoever_started_them(name: str, how: str, tmp
 # ------------------------------------------------------------------------------------------------ limits of time
 
 
+@pytest.mark.slow
 def test_a_local_job_whose_time_is_up_ends_in_order_and_goes_on(tmp_path: Path) -> None:
     (task,) = tasks_in(tmp_path, {"rounds": 1})
     launcher = build_launcher(

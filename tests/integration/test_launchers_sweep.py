@@ -75,7 +75,8 @@ def losses(folder: Path) -> dict[str, tuple[float, float]]:
 
 @pytest.mark.usefixtures("slurm")
 @pytest.mark.parametrize(
-    "launcher", ["joblib", "submitit_slurm", pytest.param("submitit_local", marks=pytest.mark.slow)]
+    "launcher",
+    ["joblib", *(pytest.param(name, marks=pytest.mark.slow) for name in ("submitit_local", "submitit_slurm"))],
 )
 def test_a_sweep_is_the_same_on_every_launcher(launcher: str, here: Here, tmp_path: Path) -> None:
     cells = ("train", "-m", "act=tanh,relu", "steps=12", *TINY)

@@ -66,7 +66,7 @@ def test_the_directory_tells_the_same_afterwards(train: Train, overrides: tuple[
     assert run["theory"]["depth_factor"] == pytest.approx(factor, rel=0.04)
 
 
-@pytest.mark.parametrize("model", [("model.depth=3",), ("model=lenet5",)], ids=str)
+@pytest.mark.parametrize("model", [("model.depth=3",), pytest.param(("model=lenet5",), marks=pytest.mark.slow)])
 def test_copies_of_one_unit_are_told_although_the_loss_leaves_the_plateau(train: Train, model: tuple[str, ...]) -> None:
     record = train(*model, "init=constant", "act=relu", "optimizer=adam", "steps=120")
     verdict = Verdict.from_dict(record["verdict"])
