@@ -18,6 +18,7 @@ from gradstab import watch
 from gradstab.errors import ConfigError
 from gradstab.events import read_records
 from gradstab.measure.afterwards import judge_records
+from gradstab.monitor import Monitor
 from gradstab.monitor.turns import LONGEST_WAIT
 from gradstab.run_directory import read_run
 from tests.integration.test_monitor_misuse import mlp
@@ -254,6 +255,16 @@ def test_an_optimizer_that_was_waited_for_in_vain_is_waited_for_again_after_a_tu
     assert measured == [*range(LONGEST_WAIT + 1), 30, 31, 32, 33]
 
 
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, monitor: Monitor, steps: range) -> None:
+    for step in steps:
+        x, y = batch(step, 32, 16)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        monitor.step(loss)
+        optimizer.step()
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_layers_that_are_unfrozen_join_the_line_over_depth(tmp_path: Path, frozen: bool) -> None:
     model = mlp(*[16] * 17, 3)
@@ -264,15 +275,9 @@ def test_layers_that_are_unfrozen_join_the_line_over_depth(tmp_path: Path, froze
     model[:-1].requires_grad_(not frozen)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     with watch(model, tmp_path / "run", optimizer=optimizer, every=10) as monitor:
-        for step in range(60):
-            if step == 5:
-                model.requires_grad_(True)
-            x, y = batch(step, 32, 16)
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            monitor.step(loss)
-            optimizer.step()
+        train(model, optimizer, monitor, range(5))
+        model.requires_grad_(True)
+        train(model, optimizer, monitor, range(5, 60))
     verdict, record = monitor.verdict(), read_run(tmp_path / "run")
     assert "vanishing" in verdict.labels
     assert len(record["depth_layers"]) == record["hidden_layers"] == 16
@@ -287,13 +292,7 @@ def test_weights_filled_after_watching_began_are_seen_to_be_copies(tmp_path: Pat
     with watch(model, tmp_path / "run", optimizer=optimizer) as monitor:
         for parameter in model.parameters():
             nn.init.constant_(parameter, 0.05)
-        for step in range(60):
-            x, y = batch(step, 32, 16)
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            monitor.step(loss)
-            optimizer.step()
+        train(model, optimizer, monitor, range(60))
     verdict, record = monitor.verdict(), read_run(tmp_path / "run")
     assert "identical_units" in [finding.rule for finding in verdict.findings]
     assert judge_records(read_records(tmp_path / "run"), record) == verdict
