@@ -132,7 +132,7 @@ OVERRIDES = st.builds(
 @example(command="train", words=["seed=\0"])
 @example(command="train", words=["~data"])
 @example(command="train", words=["seed=${oc.env:HOME}"])
-@fuzz(90)
+@fuzz(50)
 def test_overrides(idle: Path, command: str, words: list[str]) -> None:
     # Probing is no part of this: what is odd is found before.
     with pytest.MonkeyPatch.context() as patch:
@@ -198,7 +198,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(content=b"[]")
 @example(content=b"\xff\xfe")
 @example(content=b'{"status": {"a": []}, "steps": 1e999, "layers": [[[]], null], "hidden_layers": -1}')
-@fuzz(40)
+@fuzz(20)
 def test_run_json(whole: Path, content: bytes) -> None:
     (whole / RUN_FILE).write_bytes(content)
     answer("status", str(whole))
@@ -240,7 +240,7 @@ def configs(draw: st.DrawFn, good: str) -> bytes:
 
 
 @given(data=st.data())
-@fuzz(25)
+@fuzz(15)
 def test_config_yaml(idle: Path, configure: Compose, data: st.DataObject) -> None:
     run = idle / "stranger"
     shutil.rmtree(run, ignore_errors=True)

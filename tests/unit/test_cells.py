@@ -97,6 +97,7 @@ def test_every_kind_of_override(loader: ConfigLoaderImpl) -> None:
         _same(loader, quick, master, words)
 
 
+@pytest.mark.slow
 def test_choices_at_random(loader: ConfigLoaderImpl) -> None:
     quick = CellLoader(loader.get_search_path())
     draw = random.Random(0)
