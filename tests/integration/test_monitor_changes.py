@@ -354,6 +354,32 @@ def test_parameters_that_an_optimizer_takes_up_later_are_looked_at(tmp_path: Pat
     assert norms.tolist() == [pytest.approx([0 if step < 2 else own[step][0], own[step][1]]) for step in range(3)]
 
 
+def test_blocks_that_take_turns_in_one_optimizer_are_looked_at_in_turn(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    blocks = [list(layer.parameters()) for layer in model]
+    optimizer = torch.optim.SGD(blocks[2], lr=0.1)
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=2) as monitor:
+        for step in range(6):
+            block = optimizer.param_groups[0]["params"] = blocks[2 if step < 3 else 0]
+            for own in blocks:
+                for parameter in own:
+                    parameter.requires_grad_(own is block)
+            x, y = batch(step, 16, 8)
+            model.zero_grad()
+            before = monitor._followed.backwards
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            assert step in (3, 4) or monitor._followed.backwards > before  # It looks again at the next measured step.
+            monitor.step(loss)
+            torch.nn.utils.clip_grad_norm_(block, 0.01)
+            optimizer.step()
+    clipped = read_records(tmp_path / "run").vectors["grad_norm_post_clip"].values
+    weights = np.array([[0, 0, 1]] * 3 + [[1, 0, 0]] * 3)
+    assert ((clipped > 0) == weights).all()
+    assert (clipped.max(1) < 0.0101).all()
+
+
 def test_clipping_that_leaves_no_trace_is_seen_all_the_same(tmp_path: Path) -> None:
     model = mlp(4, 8, 3)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

@@ -186,3 +186,88 @@ def test_a_scaler_that_nobody_spoke_of_is_noticed(tmp_path: Path, factor: float,
     said = [str(warning.message) for warning in caught if "power of two" in str(warning.message)]
     assert len(said) == int(told)
     assert any("65536" in note for note in monitor.notes) == told
+
+
+class Recurrent(nn.Module):
+    """Reads [time, batch, features] and classifies the last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.reader, self.head = nn.LSTM(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.reader(x)[0][-1])
+        return out
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.forward(x), y)
+
+
+@pytest.mark.parametrize("samples", [3, 12])
+@pytest.mark.parametrize("called", [True, False])
+def test_outputs_without_a_time_axis_have_their_samples_first(tmp_path: Path, samples: int, called: bool) -> None:
+    model, x = Recurrent(), torch.randn(5, samples, 4)
+    y = torch.arange(samples) % 3
+    with watch(model, tmp_path / "run", batch_dim=1) as monitor:
+        loss = nn.functional.cross_entropy(model(x), y) if called else model.loss(x, y)
+        loss.backward()
+        monitor.step(loss)
+    h = model(x).detach().requires_grad_()
+    (grad,) = torch.autograd.grad(nn.functional.cross_entropy(h, y, reduction="sum"), h)
+    delta_of_head = grad.square().sum(1).mean().sqrt().item()
+    rows = h.detach().tolist()
+    pairs = [sum(a * b for a, b in zip(rows[i], rows[j], strict=True)) for i in range(samples) for j in range(i)]
+    alike = (sum(pairs) / len(pairs)) / (sum(v * v for row in rows for v in row) / samples)
+    vectors = read_records(tmp_path / "run").vectors
+    assert vectors["correlation"].values[0, -1] == pytest.approx(alike, rel=1e-4)
+    assert vectors["signal_grad_norm"].values[0, -1] == pytest.approx(delta_of_head, rel=1e-4)
+
+
+class Tokens(nn.Module):
+    """Looks at positions one by one, takes their mean, and sends samples to one of two experts."""
+
+    def __init__(self, mixed: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.token, self.phi, self.pooled = nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(2 * mixed))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.phi(self.token(x.reshape(-1, 4))).reshape(len(x), -1, 8).mean(1) if x.ndim > 2 else self.token(x)
+        a = self.phi(self.pooled(a))
+        for i, expert in enumerate(self.experts):
+            own = torch.arange(len(a) * i // 3, len(a) * (i + 2) // 3)
+            a = a.index_add(0, own, expert(a[own]))
+        out: Tensor = self.head(a)
+        return out
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_network_of_which_a_method_is_called_gives_the_same_numbers(tmp_path: Path, mixed: bool) -> None:
+    # Seven of experts' rows and eleven of all have no number in common.
+    x, y = torch.randn(11, 4) if mixed else torch.randn(4, 16, 4), torch.arange(11 if mixed else 4) % 3
+    found = []
+    for name in ("called", "method"):
+        model = Tokens(mixed)
+        with watch(model, tmp_path / name) as monitor:
+            loss = nn.functional.cross_entropy(model(x) if name == "called" else model.forward(x), y)
+            loss.backward()
+            monitor.step(loss)
+        found.append(signals(tmp_path / name)[0].tolist())
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert not any(map(math.isnan, found[0]))
+
+
+def test_weights_that_are_computed_for_a_call_hide_no_micro_batch(tmp_path: Path) -> None:
+    model, (x, y) = mlp(), data()
+    expected = delta(model)
+    with warnings.catch_warnings(), watch(model, tmp_path / "run") as monitor:
+        warnings.simplefilter("error")
+        for own, targets in zip(x.chunk(4), y.chunk(4), strict=True):
+            fast = {name: 1.0 * p for name, p in model.named_parameters()}
+            loss = nn.functional.cross_entropy(torch.func.functional_call(model, fast, (own,)), targets) / 4
+            loss.backward()
+        monitor.step(loss)
+    assert signals(tmp_path / "run")[0].tolist() == pytest.approx(expected, rel=1e-4)

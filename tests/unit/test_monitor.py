@@ -27,7 +27,7 @@ from gradstab.models.lenet5_1998 import lenet5_1998
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import find_layers
 from gradstab.monitor.ledger import Ledger
-from gradstab.monitor.readings import batch_size
+from gradstab.monitor.tensors import batch_size
 from gradstab.run_directory import read_run
 
 

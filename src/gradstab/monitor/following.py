@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor, nn, optim
+from torch import Tensor, optim
 from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
@@ -34,6 +34,7 @@ class Followed:
         self.backwards = 0
         self._on_step = on_step
         self._hooks: dict[int, list[Any]] = {}
+        self._counters: list[Any] = []
         self._inside = False
         self._idle = 0
 
@@ -54,20 +55,30 @@ class Followed:
                 if holds(self.optimizers, other) and not places.isdisjoint(looker.positions(other)):
                     self._remove(other)
                     looker.forget(other)
-            self._add(optimizer, [looker.norms.parameters[i] for i in sorted(places)])
+            self._add(optimizer)
             added.append(optimizer)
+        if added:
+            self.count_backwards(looker)
         return added
 
-    def _add(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    def count_backwards(self, looker: Looker) -> None:
+        """Count the backward passes that reach what they move by now: blocks may take turns, layers be unfrozen."""
+        for hook in self._counters:
+            hook.remove()
+        self._counters = []
+        for optimizer in self.optimizers:
+            moved = [looker.norms.parameters[i] for i in sorted(set(looker.positions(optimizer)))]
+            trainable = [p for p in moved if p.requires_grad]
+            for parameter in {id(p): p for p in (*trainable[:1], *trainable[-1:])}.values():
+                self._counters.append(parameter.register_post_accumulate_grad_hook(_counting(self)))  # type: ignore[no-untyped-call]
+
+    def _add(self, optimizer: Optimizer) -> None:
         self.optimizers.append(optimizer)
-        hooks = self._hooks[id(optimizer)] = [
+        self._hooks[id(optimizer)] = [
             optimizer.register_step_pre_hook(self._before),
             # A closure that runs forward and backward runs inside the step: what it left is seen afterwards.
             optimizer.register_step_post_hook(self._after),
         ]
-        trainable = [p for p in parameters if p.requires_grad]
-        for parameter in {id(p): p for p in (*trainable[:1], *trainable[-1:])}.values():
-            hooks.append(parameter.register_post_accumulate_grad_hook(_counting(self)))  # type: ignore[no-untyped-call]
 
     def _remove(self, optimizer: Optimizer) -> None:
         self.optimizers[:] = [other for other in self.optimizers if other is not optimizer]
@@ -76,9 +87,9 @@ class Followed:
 
     def close(self) -> None:
         """Take all hooks away."""
-        for hook in [hook for hooks in self._hooks.values() for hook in hooks]:
+        for hook in [*self._counters, *(hook for hooks in self._hooks.values() for hook in hooks)]:
             hook.remove()
-        self._hooks = {}
+        self._hooks, self._counters = {}, []
 
     def count_step(self) -> bool:
         """Note that a step of the loop is over; whether none of them has stepped for long."""

@@ -57,7 +57,7 @@ class Looker:
         self.norms = norms
         self._scaler = scaler
         self._optimizers = optimizers
-        self._positions: dict[int, tuple[int, list[int]]] = {}
+        self._positions: dict[int, tuple[list[int], list[int]]] = {}
         self._traceless = False
         self._kept: tuple[Look, int] | None = None
 
@@ -87,11 +87,11 @@ class Looker:
 
     def positions(self, optimizer: Optimizer) -> list[int]:
         """Where an optimizer's parameters stand among the watched network's."""
-        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        own = list(map(id, parameters))
         known = self._positions.get(id(optimizer))
-        if known is None or known[0] != count:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            known = self._positions[id(optimizer)] = (count, self.norms.positions(parameters))
+        if known is None or known[0] != own:
+            known = self._positions[id(optimizer)] = (own, self.norms.positions(parameters))
         return known[1]
 
     def _covers(self, optimizer: Optimizer) -> bool:

@@ -236,6 +236,7 @@ class Monitor(Closing):
 
     def _rearrange(self) -> None:
         """Take in what has changed about the network: layers unfrozen, parameters exchanged."""
+        self._followed.count_backwards(self._looker)
         if self._norms.take_roots(self.signals.roots, self._optimizers):
             self._book.rearrange(self._norms)
         new, gone = self._norms.exchanged(self._model.parameters())
@@ -245,6 +246,5 @@ class Monitor(Closing):
     def _read(self) -> dict[str, Tensor]:
         for kind, why in self.signals.refusals.items():
             self._book.complain(REFUSED, stacklevel=5, kind=kind, why=why)
-        scale = gradients.scale_of(self._settings.scaler)
-        found = self.signals.read(self._layers, self._norms.width, scale)
+        found = self.signals.read(self._layers, self._norms.width, gradients.scale_of(self._settings.scaler))
         return found | {"weight_norm": looking.weight_norms(self._layers)}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.rnn import PackedSequence
 
 from gradstab.activations import derivative, max_slope
 from gradstab.measure import quantities as q
@@ -59,7 +58,8 @@ class Call:
 class Pass:
     """One forward pass: how many samples went in, None where that is not known, and every layer's calls.
 
-    ``implied`` is a pass that nothing but a layer's call has told of.
+    ``implied`` is a pass that nothing but a layer's call has told of; each call then counts as many samples as its
+    output seems to hold, until all have come.
     """
 
     samples: int | None
@@ -71,6 +71,19 @@ class Pass:
         for calls in self.calls.values():
             for call in calls:
                 call.compact()
+
+    def agree(self) -> None:
+        """One number of samples for all calls of an implied pass, or layers' δ could not be compared.
+
+        Layers that look at positions one by one have several rows for each sample: it is the least number above 1 that
+        all rows are multiples of. Where none is (experts, say, have some of the samples), it is the most frequent one.
+        """
+        calls = [call for calls in self.calls.values() for call in calls]
+        rows = [call.samples for call in calls if call.samples > 1] or [1]
+        samples = min(rows) if all(row % min(rows) == 0 for row in rows) else statistics.mode(rows)
+        for call in calls:
+            call.correlation = call.correlation if call.samples == samples else None
+            call.samples = samples
 
     @property
     def has_gradients(self) -> bool:
@@ -94,6 +107,9 @@ def combine(
     for one in passes:
         one.compact()
     used = [one for one in passes if one.went_back]
+    for one in used:
+        if one.implied:
+            one.agree()
     found: dict[str, dict[int, Tensor]] = {}
     for position, layer in enumerate(layers):
         calls = [_that_went_back(one.calls[id(layer)]) for one in used if id(layer) in one.calls]
@@ -208,42 +224,3 @@ def keep_gradient(call: Call, output: int) -> Callable[[Tensor], None]:
         call.grads[output] = grad.detach() if earlier is None else earlier + grad.detach()
 
     return hook
-
-
-def outputs_of(module: nn.Module, output: object) -> list[Tensor]:
-    """What counts as a layer's output, its h first: the first tensor in nested tuples, lists and mappings.
-
-    Of a recurrent module the last state too, which is where many networks take up its result. Tensors that are empty,
-    nested, sparse, or no floating-point numbers show nothing.
-    """
-    found = (leaf.data if isinstance(leaf, PackedSequence) else leaf for leaf in _leaves(output))
-    chosen = list(found) if isinstance(module, nn.RNNBase) else list(itertools.islice(found, 1))
-    return [h for h in chosen if is_dense(h) and (h.is_floating_point() or h.is_complex())]
-
-
-def is_dense(h: Tensor) -> bool:
-    """Whether a tensor holds its numbers one beside the other, and any at all."""
-    return h.layout is torch.strided and not h.is_nested and h.numel() > 0
-
-
-def _leaves(value: object, above: tuple[object, ...] = ()) -> Iterator[Tensor | PackedSequence]:
-    """The tensors in nested tuples, lists and mappings, of which one may hold another that it lies in."""
-    if isinstance(value, PackedSequence | Tensor):
-        yield value
-    elif not any(value is other for other in above):
-        for part in _parts(value):
-            yield from _leaves(part, (*above, value))
-
-
-def _parts(value: object) -> Collection[object]:
-    return value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-
-
-def batch_size(inputs: object, dim: int) -> int | None:
-    """The length of axis ``dim`` of the first tensor that has it; None where there is none."""
-    for leaf in _leaves(inputs):
-        if isinstance(leaf, PackedSequence):
-            return int(leaf.batch_sizes[0])
-        if leaf.ndim > dim and not (leaf.is_nested and dim):
-            return leaf.size(dim)
-    return None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gradstab.measure import quantities as q
-from gradstab.monitor import readings
+from gradstab.monitor import readings, tensors
 from gradstab.monitor.layers import WatchedLayer, carries, is_elementwise
 from gradstab.monitor.readings import Call, Pass
 
@@ -70,7 +70,7 @@ class Signals:
         self._carriers = [m for m in others if carries(m) and id(m) not in self._given]
         self._handles: list[RemovableHandle] = []
         self._passes: list[Pass] = []
-        self._earlier = 0
+        self._parameters, self._earlier = list[nn.Parameter](), 0
         self._flow = _Flow()
 
     def __deepcopy__(self, _memo: object) -> Signals:
@@ -87,6 +87,8 @@ class Signals:
     def start(self) -> None:
         """Put hooks in place for the step to come."""
         self.order, self._passes, self._earlier, self.seen, self._keeps_roots = [], [], 0, False, True
+        # A functional call puts other tensors in their place while it runs.
+        self._parameters = list(self._model.parameters())
         if self.finds_passes:
             self._handles.append(self._model.register_forward_pre_hook(self._on_input, with_kwargs=True))
         for layer in self._layers.values():
@@ -125,11 +127,11 @@ class Signals:
         """A forward pass on ``inputs`` begins: one of the micro-batches of a step, or its only batch."""
         if not self.active:
             return
-        self._next(Pass(readings.batch_size(inputs, self._conventions.batch_dim)))
+        self._next(Pass(tensors.batch_size(inputs, self._conventions.batch_dim)))
 
     def _next(self, begun: Pass) -> None:
         own = self._passes[self._earlier :]
-        if own and all(parameter.grad is None for parameter in self._model.parameters()):
+        if own and all(parameter.grad is None for parameter in self._parameters):
             # zero_grad() came since: what has gone back is no part of what the next update is made of.
             self._passes[self._earlier :] = [one for one in own if not one.has_gradients]
         for done in self._passes:
@@ -147,7 +149,7 @@ class Signals:
     def _on_input(self, module: nn.Module, args: object, kwargs: object) -> None:
         if module is not self._model or not _looking():
             return
-        samples = readings.batch_size((args, kwargs), self._conventions.batch_dim)
+        samples = tensors.batch_size((args, kwargs), self._conventions.batch_dim)
         current = self._passes[-1] if len(self._passes) > self._earlier else None
         if current is None or current.samples != samples or current.has_gradients:
             self._next(Pass(samples))
@@ -160,7 +162,7 @@ class Signals:
         if layer is None:
             return
         self.seen = True
-        outputs = readings.outputs_of(module, output)
+        outputs = tensors.outputs_of(module, output)
         if not outputs:
             return
         h = outputs[0]
@@ -172,8 +174,8 @@ class Signals:
             # A container that is never called itself: calls after a backward pass are the next micro-batch.
             current = Pass(None, implied=True)
             self._next(current)
-        dim = self._conventions.batch_dim
-        samples = 1 if h.ndim < 2 else h.shape[min(dim, h.ndim - 1)] if current.samples is None else current.samples
+        axis = tensors.batch_axis(h, self._conventions.batch_dim)
+        samples = 1 if h.ndim < 2 else h.shape[axis] if current.samples is None else current.samples
         call = Call(samples)
         current.calls.setdefault(id(layer), []).append(call)
         if going_back and layer not in self.order:
@@ -183,8 +185,8 @@ class Signals:
             self.order.append(layer)
             if self._keeps_roots and h.grad_fn is not None:
                 self.roots[id(layer)] = h.grad_fn
-        if samples > 1 and h.ndim > max(dim, 1) and h.shape[dim] == samples and not h.is_complex():
-            call.correlation = q.correlation(h.detach().movedim(dim, 0))
+        if samples > 1 and h.ndim > 1 and h.shape[axis] == samples and not h.is_complex():
+            call.correlation = q.correlation(h.detach().movedim(axis, 0))
         for i, tensor in enumerate(outputs):
             if tensor.requires_grad:
                 # A tensor's hook and not retain_grad: an activation in place may follow; what is wanted is h's own.
@@ -204,7 +206,7 @@ class Signals:
         """Slopes are taken before the activation runs: in place, it would overwrite its input."""
         if not _looking() or not args or not isinstance(args[0], Tensor):
             return
-        if not readings.is_dense(args[0]) or not args[0].is_floating_point():
+        if not tensors.is_dense(args[0]) or not args[0].is_floating_point():
             return
         layer, call = self._source(module, args[0])
         if layer is None or call is None or call.statistics is not None:
