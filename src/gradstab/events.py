@@ -1,6 +1,6 @@
 """The run's TensorBoard event file: write it, and read it back.
 
-A record is framed as TensorFlow defined it (TFRecord): length, its checksum, an Event message, its checksum.
+A record is an Event message in a frame (:mod:`gradstab.framing`).
 Every quantity with an entry per layer is one tensor summary, ``layers/<quantity>``, in which inf and NaN survive;
 beside it go scalars that a person looks at.
 """
@@ -12,14 +12,12 @@ import json
 import math
 import os
 import socket
-import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
@@ -30,7 +28,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
 
 from gradstab.decoding import VECTOR_PREFIX, Decoder
-from gradstab.files import open_regular
+from gradstab.framing import framed, frames
 
 PLUGIN = "gradstab"
 MAX_SHOWN = 64
@@ -166,14 +164,7 @@ class EventWriter:
         whole.metadata.CopyFrom(SummaryMetadata(plugin_data=plugin_data, data_class=DATA_CLASS_TENSOR))
 
     def _write(self, event: Event) -> None:
-        data = event.SerializeToString()
-        header = struct.pack("<Q", len(data))
-        self._file.write(header + _masked_crc(header) + data + _masked_crc(data))
-
-
-def _masked_crc(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+        self._file.write(framed(event.SerializeToString()))
 
 
 @dataclass
@@ -189,27 +180,38 @@ class Records:
     """What event files hold: scalars by tag, vectors by quantity, and the layers' tags, nearest the input first.
 
     ``damaged`` names the files that end in a record that is cut off or damaged; what stood before it was read.
+    ``left_out`` names files that hold steps of the newest one once more, of which only that one counts.
     """
 
     scalars: dict[str, Series] = field(default_factory=dict)
     vectors: dict[str, Series] = field(default_factory=dict)
     layers: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 def read_events(path: Path) -> Iterator[Event]:
     """The events of one file, in order, up to the first record that is cut off or damaged."""
-    return map(Event.FromString, _frames(path))
+    return map(Event.FromString, frames(path))
 
 
 def read_records(directory: str | Path) -> Records:
     """Everything the event files in a run's directory recorded, each file up to where it is whole."""
-    directory = Path(directory)
+    paths = sorted(Path(directory).glob("events.out.tfevents.*"))
+    records = _read(paths)
+    if len(paths) > 1 and any((np.diff(series.steps) <= 0).any() for series in records.vectors.values()):
+        # A run writes one file: what another adds to the same steps is another run's, or a copy.
+        records = _read(paths[-1:])
+        records.left_out = [path.name for path in paths[:-1]]
+    return records
+
+
+def _read(paths: Iterable[Path]) -> Records:
     decoder = Decoder()
     damaged: list[str] = []
-    for path in sorted(directory.glob("events.out.tfevents.*")):
+    for path in paths:
         try:
-            for data in _frames(path, damaged):
+            for data in frames(path, damaged):
                 decoder.feed(data)
         except DecodeError:
             damaged.append(path.name)
@@ -223,22 +225,4 @@ def read_records(directory: str | Path) -> Records:
 
 def whole_bytes(path: Path) -> int:
     """How far a file is whole: where the first record that is cut off or damaged begins, or where it ends."""
-    return sum(len(data) + 16 for data in _frames(path))
-
-
-def _frames(path: Path, damaged: list[str] | None = None) -> Iterator[bytes]:
-    """The contents of a file's records; where one is cut off or damaged, the name goes to ``damaged`` and it ends."""
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        while header := file.read(12):
-            length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size + 1
-            if length > size or _masked_crc(header[:8]) != header[8:]:
-                break
-            body = file.read(length + 4)
-            if len(body) < length + 4 or _masked_crc(body[:length]) != body[length:]:
-                break
-            yield body[:length]
-        else:
-            return
-    if damaged is not None:
-        damaged.append(path.name)
+    return sum(len(data) + 16 for data in frames(path))

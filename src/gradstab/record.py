@@ -78,9 +78,12 @@ def _known(value: float, known: bool) -> float | None:
     return value if known else None
 
 
-def resumption(earlier: Mapping[str, Any], now: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """What run.json keeps of a run's beginning, and that it goes on, with whatever has changed around it since."""
-    entry: dict[str, Any] = {"step": step, "at": _clock()}
+def resumption(earlier: Mapping[str, Any], now: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json keeps of a run's beginning, and that it goes on from a checkpoint's ``state``.
+
+    With it stands whatever has changed around the run since, and how many seconds it had taken up to there.
+    """
+    entry: dict[str, Any] = {"step": state["step"], "at": _clock(), "seconds": state["seconds"]}
     before = earlier.get("versions")
     changed = {
         name: f"{before[name]} -> {version}"

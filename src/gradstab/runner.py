@@ -115,7 +115,7 @@ def _run(
     if state is None or earlier is None:
         run_directory.write_config(directory, to_container(config))
     else:
-        _note_resumption(directory, record, earlier, state["step"], quiet=config.quiet)
+        _note_resumption(directory, record, earlier, state, quiet=config.quiet)
         # Continued by hand, a cell is to leave what it would have left in its sweep.
         cell = earlier.get("cell") if cell is None else cell
     if cell is not None:
@@ -162,12 +162,12 @@ def _run(
 
 
 def _note_resumption(
-    directory: Path, record: dict[str, Any], earlier: dict[str, Any], step: int, *, quiet: bool
+    directory: Path, record: dict[str, Any], earlier: dict[str, Any], state: dict[str, Any], *, quiet: bool
 ) -> None:
-    """Put into ``record`` that the run goes on after ``step``, and say what has changed around it."""
-    record |= resumption(earlier, record, step)
+    """Put into ``record`` that the run goes on from ``state``, and say what has changed around it."""
+    record |= resumption(earlier, record, state)
     if not quiet:
-        _say(f"{directory} goes on after step {step:,}")
+        _say(f"{directory} goes on after step {state['step']:,}")
     changed = record["resumed"][-1].get("changed")
     if changed:
         listed = ", ".join(f"{name} {versions}" for name, versions in changed.items())

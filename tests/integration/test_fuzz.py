@@ -261,7 +261,7 @@ def test_config_yaml(idle: Path, configure: Compose, data: st.DataObject) -> Non
 @given(data=st.data())
 @fuzz(100)
 def test_event_files(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
-    from gradstab.events import _masked_crc
+    from gradstab.framing import _masked_crc
 
     run = tmp_path / "run"
     shutil.rmtree(run, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shlex
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gradstab.claims import claimed
 from gradstab.cli import main
 
 KILLED = """
@@ -54,6 +56,17 @@ def test_a_run_of_its_own_that_was_interrupted_is_offered_to_go_on(
     said = _said(capsys, str(folder))
     assert f"gradstab train --resume {shlex.quote(str(folder))} continues it" in said
     assert json.loads(_said(capsys, str(folder), "--json"))["watched"] is False
+
+
+def test_time_between_two_parts_of_a_run_does_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    began, resumed = (now - datetime.timedelta(hours=hours) for hours in (50, 1))
+    record = {"status": "running", "started": began.isoformat(), "layers": []}
+    record["resumed"] = [{"step": 7, "at": resumed.isoformat(), "seconds": 100.0}]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with claimed(tmp_path):
+        said = _said(capsys, str(tmp_path), "--json")
+    assert json.loads(said)["seconds"] == pytest.approx(3700, abs=30)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"status": "comp'])

@@ -24,6 +24,7 @@ LAYERS = [
         "claims",
         "checkpoint",
         "decoding",
+        "framing",
         "events",
         "measure.quantities",
         "theory",

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gradstab.events import Records, Series, layer_tags
 from gradstab.measure.verdict import Finding, Remedy, Verdict
-from gradstab.report import curves, figures, multiples, page, style
+from gradstab.report import curves, figures, multiples, page, style, table
 from gradstab.report.digest import Curve, Digest, digest, heatmap
 from gradstab.report.profiles import Profiles
 from gradstab.report.runs import Run, printable
@@ -99,7 +99,9 @@ def test_every_chart_has_labels_on_its_axes_and_a_legend(layers: int, steps: int
         assert charts[-1].get_xlabel() in ("step", "layer (0 is nearest the input)"), key
         labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
         if key == "heatmap":
-            assert figure.axes[-1].get_ylabel() == "log₁₀ ‖∂L/∂W‖"
+            # A run without any finite norm has no scale.
+            nothing = broken and layers == steps == 1
+            assert figure.axes[-1].get_ylabel() == ("layer" if nothing else "log₁₀ ‖∂L/∂W‖")
             assert set(labels) == ({"0", "inf", "NaN"} if broken and steps > 2 and layers > 1 else set(labels))
         else:
             assert labels, key
@@ -118,9 +120,9 @@ def test_the_heatmaps_pixels_are_its_values() -> None:
     np.testing.assert_allclose(image[0, 0], colours(0.0))
     np.testing.assert_allclose(image[0, 1], colours(1.0))
     np.testing.assert_allclose(image[1, 0], colours(0.5), atol=0.01)
-    assert tuple(image[1, 1]) == to_rgba(style.GREY)
-    assert tuple(image[2, 0]) == to_rgba(style.RED)
-    assert tuple(image[2, 1]) == to_rgba(style.MAGENTA)
+    assert tuple(image[1, 1]) == to_rgba(style.ZERO)
+    assert tuple(image[2, 0]) == to_rgba(style.NAN)
+    assert tuple(image[2, 1]) == to_rgba(style.INF)
     (axes, _) = figures.heatmap(data).axes
     np.testing.assert_allclose(axes.images[0].get_array(), figures.rgba(data, data.range))
     assert list(axes.images[0].get_extent()) == [-0.5, 1.5, -0.5, 2.5]
@@ -248,6 +250,50 @@ def test_in_the_page_every_colour_is_a_variable_that_both_modes_define(pages: di
         assert f"{variable}:" in dark
     svgs = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
     assert set(re.findall(r"(?<!&)#[0-9a-f]{6}\b", svgs)) == set()
+
+
+def test_all_text_of_charts_is_in_the_pages_font(pages: dict[bool, str]) -> None:
+    texts = re.findall(r"<text[^>]*>", "".join(re.findall(r"<svg.*?</svg>", pages[False] + pages[True], re.DOTALL)))
+    assert len(texts) > 50
+    assert all("var(--font)" in text for text in texts)
+    assert "'DejaVu Sans'" not in pages[False] + pages[True]
+
+
+def test_of_a_watched_loop_nobody_says_that_it_does_not_clip() -> None:
+    run = made_run()
+    del run.records.scalars["global_grad_norm/post_clip"]
+    for tag in [tag for tag in (*run.records.scalars, *run.records.vectors) if "clip" in tag and "pre" not in tag]:
+        run.records.scalars.pop(tag, None)
+        run.records.vectors.pop(tag, None)
+    captions = []
+    for record in ({}, {"watched": True}):
+        run.record = record
+        (drawing,) = [d for d in page.drawings(digest(run), run) if d.key == "clipping"]
+        captions.append(drawing.caption)
+    assert "no clipping was configured" in captions[0]
+    assert "no clipping" not in captions[1]
+
+
+def test_marks_of_spreads_that_are_zero_are_explained() -> None:
+    run = made_run()
+    run.records.vectors["activation_std"].values[:, 0] = 0.0
+    labels = [text.get_text() for text in _all_figures(run)["activations"].legends[0].get_texts()]
+    assert labels[-1] == "0"
+
+
+def test_a_run_on_its_way_shows_what_was_recorded_last() -> None:
+    run = made_run()
+    run.record = {"status": "running"}
+    cells = dict(zip(table.RESULTS, table.row(run, 0, [], 0.25).cells, strict=True))
+    last = {tag: series.values[-1] for tag, series in run.records.scalars.items()}
+    assert float(cells["train loss"].sort) == last["train/loss"]
+    assert float(cells["test accuracy"].sort) == last["test/accuracy"]
+    assert cells["clipped"].text == "25.00 %"
+    assert ("train loss", f"{table.number(last['train/loss'])}, as recorded last") in table.facts(run)
+    # What run.json says of the whole run goes before, also where the end of the records is lost.
+    run.record = {"status": "completed", "train_loss": 7.0, "clipped_steps": 10, "steps": 100}
+    cells = dict(zip(table.RESULTS, table.row(run, 0, [], 0.25).cells, strict=True))
+    assert (cells["train loss"].text, cells["clipped"].text, cells["steps done"].text) == ("7", "10.00 %", "100")
 
 
 def test_names_in_any_script_are_drawn_without_a_warning() -> None:

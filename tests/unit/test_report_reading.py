@@ -69,12 +69,30 @@ def test_bulk_decoding_gives_what_protobuf_gives(tmp_path: Path) -> None:
         np.testing.assert_array_equal(records.vectors[name].values, [value for _, value in pairs])
 
 
-def test_two_files_follow_one_another(tmp_path: Path) -> None:
+def test_of_two_files_with_the_same_steps_the_later_one_counts(tmp_path: Path) -> None:
     first = _write(tmp_path, steps=4)
     first.rename(tmp_path / "events.out.tfevents.0000000001.a")
     _write(tmp_path, steps=6)
-    steps = read_records(tmp_path).vectors["grad_norm"].steps.tolist()
-    assert steps == [0, 1, 2, 3, 127, 128, 20_000, 3_000_000, 0, 1, 2, 3, 4, 5, 127, 128, 20_000, 3_000_000]
+    records = read_records(tmp_path)
+    assert records.vectors["grad_norm"].steps.tolist() == [0, 1, 2, 3, 4, 5, 127, 128, 20_000, 3_000_000]
+    assert records.scalars["train/loss"].steps.tolist() == [0, 1, 2, 3, 4, 5, 127, 128, 20_000, 3_000_000]
+    assert records.left_out == ["events.out.tfevents.0000000001.a"]
+    notes = runs.load(tmp_path, "run").notes
+    assert "events.out.tfevents.0000000001.a is left out: another event file has the same steps" in notes
+
+
+def test_files_with_steps_of_their_own_follow_one_another(tmp_path: Path) -> None:
+    for number, steps in enumerate(((0, 1), (2, 3))):
+        (tmp_path / "other").mkdir()
+        writer = EventWriter(tmp_path / "other", ["a", "b"])
+        for step in steps:
+            writer.write(step, {"train/loss": float(step)}, {"grad_norm": np.array([1.0, 2.0])})
+        writer.close()
+        writer.path.rename(tmp_path / f"events.out.tfevents.000000000{number}.a")
+        (tmp_path / "other").rmdir()
+    records = read_records(tmp_path)
+    assert records.scalars["train/loss"].values.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert records.left_out == []
 
 
 def test_a_cut_file_is_named_and_read_up_to_the_cut(tmp_path: Path) -> None:
@@ -89,7 +107,7 @@ def test_a_cut_file_is_named_and_read_up_to_the_cut(tmp_path: Path) -> None:
 
 
 def test_a_record_that_is_no_event_ends_its_file(tmp_path: Path) -> None:
-    from gradstab.events import _masked_crc
+    from gradstab.framing import _masked_crc
 
     path = _write(tmp_path, steps=3)
     before = len(read_records(tmp_path).vectors["grad_norm"].steps)

@@ -14,9 +14,9 @@ from gradstab.report import style
 from gradstab.report.digest import Curve, Digest
 
 
-def _line(axes: Axes, data: Curve, colour: str, dash: str = "-") -> Line2D:
+def _line(axes: Axes, data: Curve, colour: str, dash: str = "-", width: float = 1.6) -> Line2D:
     """A curve's line and, where it is thinned out, the band that its values lay in."""
-    line = style.line(axes, data.steps, data.middle, dash, dots=len(data.steps) <= 40, color=colour)
+    line = style.line(axes, data.steps, data.middle, dash, dots=len(data.steps) <= 40, color=colour, linewidth=width)
     if data.thinned:
         axes.fill_between(data.steps, data.low, data.high, color=colour, alpha=0.28, linewidth=0.6)
     style.mark(axes, data.broken, top=True)
@@ -33,7 +33,8 @@ def value_axis(axes: Axes, name: str, curves: Sequence[Curve]) -> None:
         axes.set_ylabel(f"{name}, log scale")
     elif ends.size:
         low, high = (float(end) for end in np.clip((ends.min(), ends.max()), -1e300, 1e300))
-        pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.1
+        # What hardly changes is a level line, and not the noise of its last digits.
+        pad = max(0.06 * (high - low), 0.001 * abs(high)) or 0.1
         axes.autoscale(False, axis="y")
         axes.set_ylim(low - pad, high + pad)
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -96,8 +97,10 @@ def clipping(data: Digest, height: float = 3.1) -> Figure | None:
         shown = [pre] if post is None or not data.has_clipping else [pre, post]
         rows = _legend_rows(shown, len(shown) + (data.clipped is not None))
         parts = style.place(fig, 2 if data.clipped is not None else 1, legend_rows=rows)
-        handles = [_line(parts[0], one, colour) for one, colour in zip(shown, (style.BLUE, style.ORANGE), strict=False)]
-        labels = ["before clipping", "after"][: len(shown)] if data.has_clipping else ["global norm (no clipping)"]
+        # Where the two lie on one another, the first stays visible below the second.
+        looks = ((style.BLUE, 3.0), (style.ORANGE, 1.4)) if len(shown) > 1 else ((style.BLUE, 1.6),)
+        handles = [_line(parts[0], one, colour, width=width) for one, (colour, width) in zip(shown, looks, strict=True)]
+        labels = ["before clipping", "after"][: len(shown)] if data.has_clipping else ["global norm"]
         value_axis(parts[0], "‖∂L/∂θ‖", shown)
         if data.clipped is not None:
             share = data.clipped

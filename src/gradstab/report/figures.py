@@ -20,7 +20,7 @@ from gradstab.report.digest import FINITE, INFINITE, NOT_A_NUMBER, ZERO, Array, 
 from gradstab.report.profiles import Profiles
 
 COLOURS = "viridis"
-SPECIAL = {ZERO: (style.GREY, "0"), INFINITE: (style.MAGENTA, "inf"), NOT_A_NUMBER: (style.RED, "NaN")}
+SPECIAL = {ZERO: (style.ZERO, "0"), INFINITE: (style.INF, "inf"), NOT_A_NUMBER: (style.NAN, "NaN")}
 NAMED_LAYERS, NAME = 12, 17
 DASHES = ("-", "--", "-.", ":")
 
@@ -73,13 +73,14 @@ def heatmap(data: Heatmap, height: float = 3.1) -> Figure:
         room = (style.WIDTH - left - 1.0) / (0.08 * len(f"{data.edges[-1]:,.0f}") + 0.1)
         style.step_axis(axes, "step", min(max(int(room), 1), 4))
         layer_axis(axes, data.layers, vertical=True, label="layer (0 is nearest the input)" if not named else "layer")
-        box = axes.get_position()
-        bar = fig.add_axes((box.x1 + 0.12 / style.WIDTH, box.y0, 0.13 / style.WIDTH, box.height))
-        colours = fig.colorbar(mpl.cm.ScalarMappable(Normalize(*limits), COLOURS), cax=bar)
-        colours.outline.set_visible(False)
-        bar.grid(False)
-        bar.set_ylabel(f"log₁₀ {NAMES.get(data.quantity, data.quantity)}")
-        bar.yaxis.set_major_locator(MaxNLocator(5))
+        if data.range is not None:
+            box = axes.get_position()
+            bar = fig.add_axes((box.x1 + 0.12 / style.WIDTH, box.y0, 0.13 / style.WIDTH, box.height))
+            colours = fig.colorbar(mpl.cm.ScalarMappable(Normalize(*limits), COLOURS), cax=bar)
+            colours.outline.set_visible(False)
+            bar.grid(False)
+            bar.set_ylabel(f"log₁₀ {NAMES.get(data.quantity, data.quantity)}")
+            bar.yaxis.set_major_locator(MaxNLocator(5))
         handles = [Patch(color=SPECIAL[kind][0]) for kind in specials]
         style.legend(fig, handles, [SPECIAL[kind][1] for kind in specials], 3, left)
     return fig
@@ -124,7 +125,7 @@ def _edge_marks(broken: bool, zero: bool) -> tuple[list[Line2D], list[str]]:
         handles.append(style.broken_handle())
         labels.append("inf or NaN")
     if zero:
-        handles.append(Line2D([], [], color=style.GREY, marker="v", linestyle="", markersize=4))
+        handles.append(Line2D([], [], color=style.MUTED, marker="v", linestyle="", markersize=4))
         labels.append("0")
     return handles, labels
 
@@ -168,7 +169,9 @@ def activations(data: Mapping[str, Profiles]) -> Figure | None:
     with style.drawing():
         first = next(iter(data.values()))
         broken = any(profile.broken[:, profile.measured].any() for profile in data.values())
-        rows = -(-len(first.steps) // 3) + broken
+        spread = data.get("activation_std")
+        zero = spread is not None and bool((spread.values == 0).any())
+        rows = -(-len(first.steps) // 3) + (broken or zero)
         fig = style.figure(0.7 + 0.2 * rows + 1.28 * len(data))
         handles: list[Line2D] = []
         for axes, (quantity, profile) in zip(style.place(fig, len(data), legend_rows=rows), data.items(), strict=True):
@@ -183,7 +186,7 @@ def activations(data: Mapping[str, Profiles]) -> Figure | None:
             axes.set_xlim(-0.05 * len(first.layers), 1.05 * len(first.layers) - 1)
             axes.set_ylabel(NAMES[quantity] + (", %" if quantity.endswith("fraction") else ""))
         layer_axis(axes, first.layers)
-        marks, mark_labels = _edge_marks(broken, zero=False)
+        marks, mark_labels = _edge_marks(broken, zero)
         labels = [f"step {step:,}" for step in first.steps]
         style.legend(fig, [*handles, *marks], [*labels, *mark_labels], 3)
     return fig

@@ -75,6 +75,8 @@ def drawings(data: Digest, run: Run) -> Iterable[Drawing]:
         yield Drawing("loss_accuracy", *_of_loss(data), fig)
     if (fig := curves.clipping(data)) is not None:
         text = "The global gradient norm; no clipping was configured."
+        if "watched" in run.record:
+            text = "The global gradient norm, before clipping if the loop does any: no change of it was recorded."
         if data.clipped_share is not None:
             share = f"{data.clipped_share:.1%} of the recorded steps were clipped"
             text = f"The global gradient norm before and after; {share}."

@@ -17,10 +17,10 @@ from gradstab.events import Records, read_records
 from gradstab.files import read_text
 from gradstab.measure.verdict import Verdict
 from gradstab.report.standing import mend_status
-from gradstab.run_directory import CONFIG_FILE, RUN_FILE
+from gradstab.run_directory import CONFIG_FILE, EVENT_FILES, RUN_FILE
 from gradstab.wording import shown
 
-EVENT_FILES = "events.out.tfevents."
+_UNKNOWING = ": the verdict knows neither guessing's loss nor what theory says"
 _BESIDE = ("defaults", "out_dir", "hydra", "checkpoint")
 
 
@@ -94,9 +94,9 @@ def _read_record(directory: Path, notes: list[str]) -> dict[str, Any]:
     try:
         record = json.loads(read_text(directory / RUN_FILE))
     except FileNotFoundError:
-        notes.append(f"no {RUN_FILE}")
+        notes.append(f"no {RUN_FILE}{_UNKNOWING}")
     except (OSError, ValueError, RecursionError) as error:
-        notes.append(f"{RUN_FILE} cannot be read ({type(error).__name__})")
+        notes.append(f"{RUN_FILE} cannot be read ({type(error).__name__}){_UNKNOWING}")
     else:
         if isinstance(record, dict):
             return record
@@ -145,6 +145,7 @@ def _read_events(directory: Path, notes: list[str]) -> Records:
     except OSError as error:
         notes.append(f"event file cannot be read ({error.strerror})")
         return Records()
+    notes += [f"{name} is left out: another event file has the same steps" for name in records.left_out]
     for _ in records.damaged:
         last = max((int(s.steps[-1]) for s in records.vectors.values() if len(s.steps)), default=None)
         notes.append("event file cut off or damaged" + ("" if last is None else f" after step {last}"))

@@ -25,11 +25,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from numpy.typing import NDArray
 
 INK, MUTED, GRID = "#1f2430", "#5d6675", "#dfe3ea"
-BLUE, ORANGE, RED, GREY, MAGENTA = "#2459c8", "#c2620a", "#d3202f", "#9aa2ae", "#d61f9c"
+BLUE, ORANGE, RED, GREY = "#2459c8", "#c2620a", "#d3202f", "#9aa2ae"
+# Cells of a heatmap that are no number: part of an image, they are the same in the dark.
+ZERO, INF, NAN = "#9aa2ad", "#d61f9b", "#d3202e"
 # From the first step to the last.
 SEQUENCE = ("#6a3fd0", "#2465d8", "#0a86a0", "#128a55", "#b56a07", "#cf3a2c")
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", BLUE: "--blue", ORANGE: "--orange", RED: "--red"}
-VARIABLES |= {GREY: "--grey", MAGENTA: "--magenta"}
+VARIABLES |= {GREY: "--grey", ZERO: "--zero", INF: "--inf", NAN: "--nan"}
 VARIABLES |= {colour: f"--s{i}" for i, colour in enumerate(SEQUENCE)}
 
 WIDTH, LEFT = 4.3, 0.8
@@ -177,7 +179,7 @@ def line(
 def mark(axes: Axes, at: Sequence[float] | NDArray[Any], *, top: bool) -> None:
     """Marks on the edge of a chart, for values that its axis has no place for."""
     if len(at):
-        where, marker, colour = (0.985, "x", RED) if top else (0.015, "v", GREY)
+        where, marker, colour = (0.985, "x", RED) if top else (0.015, "v", MUTED)
         transform = axes.get_xaxis_transform()
         axes.plot(at, [where] * len(at), marker, color=colour, markersize=4, transform=transform, clip_on=False)
 
@@ -221,6 +223,7 @@ _PLAIN = (
     (re.compile(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL), r'<svg viewBox="\1">'),
     # Family and size are the page's; what is left says how large and how bold.
     (re.compile(r"font: ([^;\"']*?)'DejaVu Sans'[^;\"]*"), r"font: \1var(--font)"),
+    (re.compile(r"font-family: 'DejaVu Sans'[^;\"]*"), "font-family: var(--font)"),
     (re.compile(r'<g id="[^"]*">'), "<g>"),
     (re.compile(r"\s*\n\s*"), "\n"),
 )

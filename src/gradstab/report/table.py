@@ -73,9 +73,34 @@ def labels(verdict: Verdict | None) -> tuple[str, ...]:
 RESULTS = ("test accuracy", "train loss", "depth factor", "R²", "clipped", "steps done", "seconds")
 
 
+# What run.json says at the end of a run, and where the records have it until then.
+_RECORDED = {
+    "test_accuracy": "test/accuracy",
+    "test_loss": "test/loss",
+    "train_loss": "train/loss",
+    "depth_factor": "depth_factor",
+    "depth_factor_r2": "depth_factor_r2",
+    "steps": "train/learning_rate",
+}
+
+
+def _figure(run: Run, key: str) -> float | None:
+    """An entry of run.json or, of a run that has not come to its end, what was recorded last."""
+    series = run.records.scalars.get(_RECORDED.get(key, ""))
+    if key in run.record or series is None or not len(series.values):
+        return run.number(key)
+    return float(series.steps[-1]) + 1 if key == "steps" else float(series.values[-1])
+
+
+def _clipped(run: Run, recorded: float | None) -> float | None:
+    """The share of clipped steps: of the whole run where run.json counts them, else of the ``recorded`` ones."""
+    clipped, steps = run.number("clipped_steps"), run.number("steps")
+    return recorded if recorded is None or clipped is None or not steps else clipped / steps
+
+
 def _r2(run: Run, line: int | None) -> float | None:
     """How straight the line behind the depth factor was; None where two layers are all it had to fit."""
-    return None if line is not None and line <= 2 else run.number("depth_factor_r2")
+    return None if line is not None and line <= 2 else _figure(run, "depth_factor_r2")
 
 
 def row(run: Run, index: int, keys: Sequence[str], clipped_share: float | None, line: int | None = None) -> Row:
@@ -84,11 +109,11 @@ def row(run: Run, index: int, keys: Sequence[str], clipped_share: float | None, 
     for key in keys:
         value = run.settings.get(key)
         made.cells.append(Cell(ABSENT if value is None else str(value), "" if value is None else str(value)))
-    made.cells.append(_percent(run.number("test_accuracy")))
-    made.cells += [_numeric(run.number(key)) for key in ("train_loss", "depth_factor")]
+    made.cells.append(_percent(_figure(run, "test_accuracy")))
+    made.cells += [_numeric(_figure(run, key)) for key in ("train_loss", "depth_factor")]
     made.cells.append(_numeric(_r2(run, line)))
-    made.cells.append(_percent(clipped_share))
-    made.cells.append(_numeric(run.number("steps")))
+    made.cells.append(_percent(_clipped(run, clipped_share)))
+    made.cells.append(_numeric(_figure(run, "steps")))
     seconds = run.number("seconds")
     made.cells.append(_numeric(seconds, None if seconds is None else f"{seconds:.1f}"))
     return made
@@ -109,10 +134,10 @@ _FACTS = (
 
 
 def facts(run: Run, line: int | None = None) -> list[tuple[str, str]]:
-    """What run.json says of the run as a whole, as far as it says it; ``line`` as in :func:`row`."""
+    """What run.json, or else the records, say of the run as a whole; ``line`` as in :func:`row`."""
     found = []
     for name, key in _FACTS:
-        value = run.number(key)
+        value = _figure(run, key)
         if value is None or (key in ("clipped_steps", "skipped_steps") and value == 0):
             continue
         text = _percent(value).text if "accuracy" in name else number(round(value, 2) if key == "seconds" else value)
@@ -120,6 +145,8 @@ def facts(run: Run, line: int | None = None) -> list[tuple[str, str]]:
             text += f" per layer (R² {r2:.2f})"
         elif key == "depth_factor" and line == 2:
             text += " per layer (over two layers)"
+        if key not in run.record:
+            text += ", as recorded last"
         found.append((name, text))
     found += [(key, printable(run.record[key])) for key in ("device", "seed") if run.record.get(key) is not None]
     if steps := resumptions(run.record):

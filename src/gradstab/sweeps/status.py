@@ -116,8 +116,7 @@ def _of_run(directory: Path) -> dict[str, Any]:
             read_run(directory)
         except GradstabError as error:
             reason = str(error)
-    started = record.get("started")
-    seconds = _since(started) if state == RUNNING and isinstance(started, str) else record.get("seconds")
+    seconds = _taken(record) if state == RUNNING else record.get("seconds")
     return {
         "kind": "run",
         "folder": str(directory),
@@ -129,6 +128,15 @@ def _of_run(directory: Path) -> dict[str, Any]:
         "log": log_of(directory) if state == FAILED else None,
         "resumed": resumptions(record),
     }
+
+
+def _taken(record: dict[str, Any]) -> float | None:
+    """For how long a run that is on its way has been at work; what lay between two parts of it does not count."""
+    resumed = record.get("resumed")
+    last = resumed[-1] if isinstance(resumed, list) and resumed and isinstance(resumed[-1], dict) else {}
+    since = _since(str(last.get("at") or record.get("started") or ""))
+    earlier = last.get("seconds", 0.0)
+    return None if since is None or not isinstance(earlier, int | float) else since + earlier
 
 
 def _steps(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
