@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gradstab.config import Config
 from gradstab.config.optimizer_options import ADAPTIVE, DECOUPLED
-from gradstab.measure.rules import WHOLE_RANGE
 from gradstab.measure.verdict import Verdict
 from gradstab.theory import NoTheory, activation, critical_point, half_stable_point
 
@@ -20,6 +19,8 @@ WILD = 10.0
 LEAST_RATE = 1e-4
 # Fewer layers hardly need skip paths.
 DEEP = 10
+# Batch norm's statistics over fewer samples are noise.
+LEAST_BATCH, USUAL_BATCH = 8, 32
 # Far beyond what is usual (1e-4 to 1e-3): an adaptive optimizer follows a decay that outweighs the gradient.
 LARGE_DECAY = 0.01
 
@@ -47,6 +48,7 @@ def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: flo
     if "identical_units" in rules:
         yield from _drawn_candidates(config)
         return
+    yield from _bounds_candidates(config, kinds, steady, typical_norm)
     slopes = Candidate(("act=leaky_relu",), "a slope below 0, so that no unit dies")
     killed = "dead_units" in kinds and config.act.name == "relu"
     # What exploded would explode with slopes below 0 all the sooner.
@@ -62,7 +64,7 @@ def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: flo
     # A network that is broken, dead or saturated before its first update is so at any rate.
     born = {f.kind for f in verdict.findings if f.first_step == 0 and f.rule in _BORN}
     updated = verdict.step > 0 and not born
-    without_gradient = any(f.rule == "depth_span" and f.value >= WHOLE_RANGE for f in verdict.findings)
+    without_gradient = any(f.rule == "depth_span" and math.isinf(f.value) for f in verdict.findings)
     too_large = [f for f in verdict.findings if f.rule in _TOO_LARGE]
     # An adaptive optimizer's steps keep their size however large gradients are.
     bounded = config.optimizer.name not in ADAPTIVE or not too_large
@@ -70,7 +72,9 @@ def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: flo
         limit = min(1.0, typical_norm or 1.0)
         if config.clip.name != "norm" or config.clip.knobs["max_norm"] > limit:
             reason = "bounds every step, whatever the gradient (Pascanu et al. 2013)"
-            yield Candidate(("clip=norm", f"clip.max_norm={limit:.2g}"), reason, about_depth=False)
+            # With a rate that is far off, a bounded gradient still makes steps that are far too large.
+            overrides = ("clip=norm", f"clip.max_norm={limit:.2g}", *_usual_if(config, WILD))
+            yield Candidate(overrides, reason, about_depth=False)
     yield from _rate_candidates(config, verdict, steady, updated, without_gradient)
     if "decay" in rules or (kinds & {"vanishing", "not_learning"} and _decays(config)):
         reason = "no pull on the weights besides the gradient's"
@@ -79,7 +83,9 @@ def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: flo
     if slow and config.optimizer.name in ("sgd", "momentum", "nesterov"):
         own_rate = config.optimizer.knobs["lr"] != _usual_rate(config) or "optimizer.lr" in config.written
         overrides = ("optimizer=adam", *((f"optimizer.lr={ADAM_RATE:g}",) if own_rate else ()))
-        yield Candidate(overrides, "steps of one size, however small the gradient", about_depth=False)
+        # It would follow a large decay all the way to 0.
+        overrides += ("optimizer.weight_decay=0",) if _decays(config) else ()
+        yield Candidate(overrides, "steps of one size, however small or large the gradient", about_depth=False)
     if "not_learning" in kinds and config.model.knobs.get("depth", 0) >= DEEP:
         reason = "skip paths, with which networks stand larger steps"
         yield Candidate(("model.residual=scaled",), reason, about_depth=False)
@@ -119,7 +125,7 @@ def _rate_candidates(
         yield Candidate(("schedule=constant",), "a rate that stays as large as it is at first", about_depth=False)
     elif (any(f.value > 0 for f in tiny) or stuck) and not high:
         missing = min(max([10.0, *(f.threshold / f.value for f in tiny)]), 1e300)
-        larger = min(rate * 10.0 ** math.ceil(math.log10(missing)), WILD * usual)
+        larger = min(max(rate * 10.0 ** math.ceil(math.log10(missing)), usual), WILD * usual)
         yield Candidate((f"optimizer.lr={larger:.3g}",), "larger steps", about_depth=False)
     elif updated and not harmless and (kinds & _WRECKED or rules == {"plateau"} or rules & {"erratic", "relapse"}):
         smaller = rate * max(min(0.1, fit), LEAST_RATE)
@@ -127,6 +133,35 @@ def _rate_candidates(
         wild = high and (fit < 1 or killed or config.optimizer.name in ADAPTIVE)
         words = (f"optimizer.lr={min(smaller, usual) if wild else smaller:.2g}",)
         yield Candidate(words, "smaller steps", about_depth=False, first=wild)
+
+
+def _bounds_candidates(
+    config: Config, kinds: set[str], steady: bool, typical_norm: float | None
+) -> Iterator[Candidate]:
+    """What is set far beyond its usual values and keeps weights from moving: clipping, penalties, constraints.
+
+    Where the network itself is sound, that comes first.
+    """
+    if config.model.knobs.get("norm") == "batch" and config.batch_size < LEAST_BATCH:
+        yield Candidate((f"batch_size={USUAL_BATCH}",), "enough samples for batch norm", about_depth=False, first=True)
+    if not kinds & {"vanishing", "not_learning"}:
+        return
+    reasons = (
+        ("clip", "max_norm", "leaves gradients more of their size"),
+        ("clip", "max_value", "leaves gradients more of their size"),
+        ("clip", "clipping", "leaves gradients more of their size"),
+        ("penalty", "strength", "a weaker pull on the weights"),
+        ("constraint", "bound", "leaves weights more room"),
+    )
+    for group, knob, reason in reasons:
+        option = getattr(config, group)
+        if knob not in option.knobs:
+            continue
+        value, usual = option.knobs[knob], type(option)(option.name).knobs[knob]
+        # What is clipped to more than gradients are does nothing.
+        idle = group == "clip" and option.name == "norm" and typical_norm is not None and typical_norm < value
+        if not idle and (value >= WILD * usual if knob == "strength" else value <= usual / WILD):
+            yield Candidate((f"{group}.{knob}={usual:g}",), reason, about_depth=False, first=steady)
 
 
 def _decays(config: Config) -> bool:
@@ -140,6 +175,12 @@ def _usual_rate(config: Config) -> float:
     return rate
 
 
+def _usual_if(config: Config, times: float) -> tuple[str, ...]:
+    """The optimizer's own rate, for one that is so many times as large."""
+    usual = _usual_rate(config)
+    return (f"optimizer.lr={usual:g}",) if config.optimizer.knobs["lr"] >= times * usual else ()
+
+
 def _drawn_candidates(config: Config) -> Iterator[Candidate]:
     """The same network with weights drawn at random."""
     reset = _gain_reset(config)
@@ -150,6 +191,12 @@ def _drawn_candidates(config: Config) -> Iterator[Candidate]:
 
 
 def _depth_candidates(config: Config) -> Iterator[Candidate]:
+    """Networks whose gradient may pass; with a rate that is far off, none of them learns before that is put right."""
+    for candidate in _passing(config):
+        yield replace(candidate, overrides=(*candidate.overrides, *_usual_if(config, WILD**2)))
+
+
+def _passing(config: Config) -> Iterator[Candidate]:
     """Networks whose gradient may pass: first the same one drawn otherwise, then others."""
     if reset := _gain_reset(config):
         yield Candidate(reset, "weights as large as the init draws them by itself")

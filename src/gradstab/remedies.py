@@ -83,6 +83,8 @@ def _applied(config: Config, overrides: Sequence[str]) -> Config | None:
         group, _, knob = key.partition(".")
         if knob:
             container[group][knob] = _parsed(value)
+        elif not isinstance(container[group], dict):
+            container[group] = int(value)
         elif container[group]["name"] != value:
             option: Option = getattr(config, group)
             defaults = type(option)(option.name).knobs

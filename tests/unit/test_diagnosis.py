@@ -379,6 +379,28 @@ def test_what_is_not_erratic(quiet: dict[str, Any]) -> None:
     assert jumping(**quiet).verdict().labels == ("healthy",)
 
 
+@pytest.mark.parametrize(("moved", "erratic"), [(0.0, False), (1e-6, True)])
+def test_where_no_weight_moves_it_is_not_steps_that_change_the_gradient(moved: float, erratic: bool) -> None:
+    one = jumping(2.2, 40)
+    vectors = {"signal_grad_norm": profile(1.0), "update_ratio": np.full(11, moved)}
+    for step in (40, 41):
+        one.observe(step, {"train/loss": CHANCE, "global_grad_norm/pre_clip": 2.2 ** (step % 2)}, vectors)
+    rules = [finding.rule for finding in one.verdict().findings]
+    assert "tiny_updates" in rules
+    assert ("erratic" in rules) == erratic
+
+
+def test_a_gradient_that_is_least_in_the_middle_is_not_said_to_be_so_near_the_input() -> None:
+    one = judge()
+    delta = np.array([0.3, 0.3, 0.3, 1e-4, 1e-6, 1e-6, 1e-4, 1e-1, 1.0, 1.0])
+    for step in range(3):
+        looked(one, step, CHANCE, signal_grad_norm=np.append(delta, 1.0))
+    (finding,) = [f for f in one.verdict().findings if f.rule == "depth_span"]
+    assert set(finding.layers) == {TAGS[i] for i in (3, 4, 5, 6)}
+    assert finding.explanation.endswith("layers on the way to the input hardly get a gradient")
+    assert "R²" not in finding.explanation
+
+
 def first_step(removed: float, adaptive: bool = False, unit: float = 1.0) -> Judge:
     """A first look at a step that by its gradient lowers the loss by ``removed`` times its size."""
     one = judge(adaptive=adaptive, chance=CHANCE * unit)

@@ -164,7 +164,7 @@ def test_a_steady_network_that_does_not_learn_is_offered_skip_paths(configure: C
 def test_an_explosion_is_offered_a_bound_and_a_smaller_step(configure: Compose, inputs: Inputs) -> None:
     remedies = remedies_for(configure("init.gain=3", "optimizer.lr=0.2"), inputs, found("exploding"), typical_norm=0.25)
     offered = [remedy.overrides for remedy in remedies]
-    assert ("clip=norm", "clip.max_norm=0.25") in offered
+    assert ("clip=norm", "clip.max_norm=0.25", "optimizer.lr=0.01") in offered
     assert ("optimizer.lr=0.02",) in offered
 
 
@@ -233,17 +233,75 @@ def test_a_tighter_clip_is_not_loosened(configure: Compose, inputs: Inputs) -> N
 
 
 @pytest.mark.parametrize(
-    ("value", "rate"),
-    # A hundred thousand times smaller than the least that does anything, and 3,300 times.
-    [(1e-9, "0.0001"), (3e-8, "1e-05")],
+    ("now", "value", "rate"),
+    # Far below the optimizer's own rate that one is worth a try, above it ten times as much and no more.
+    [("1e-9", 1e-9, "0.01"), ("1e-9", 3e-8, "0.01"), ("0.0002", 1e-6, "0.02"), ("0.02", 1e-7, "0.1")],
 )
 def test_updates_that_are_too_small_call_for_larger_ones_alone(
-    configure: Compose, inputs: Inputs, value: float, rate: str
+    configure: Compose, inputs: Inputs, now: str, value: float, rate: str
 ) -> None:
     tiny = Finding("not_learning", "tiny_updates", "", (), 10, 30, 2, value, 1e-4, "", "")
-    remedies = remedies_for(configure("model.depth=3", "optimizer.lr=1e-9"), inputs, Verdict(30, (tiny,)))
-    assert f"optimizer.lr={rate}" in rates(remedies)
-    assert "optimizer.lr=1e-10" not in rates(remedies)
+    remedies = remedies_for(configure("model.depth=3", f"optimizer.lr={now}"), inputs, Verdict(30, (tiny,)))
+    assert rates(remedies) == [f"optimizer.lr={rate}", "optimizer.lr=0.001"]
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("clip=norm", "clip.max_norm=0.0001"), "clip.max_norm=1"),
+        (("clip=value", "clip.max_value=1e-6"), "clip.max_value=0.01"),
+        (("clip=layer", "clip.max_norm=1e-5"), "clip.max_norm=0.1"),
+        (("clip=agc", "clip.clipping=1e-5"), "clip.clipping=0.01"),
+        (("penalty=l2", "penalty.strength=1"), "penalty.strength=0.0001"),
+        (("constraint=weight_clip", "constraint.bound=0.01"), "constraint.bound=0.1"),
+        (("constraint=max_norm", "constraint.bound=0.1"), "constraint.bound=2"),
+    ],
+)
+def test_what_is_set_to_hold_weights_where_they_are_comes_first(
+    configure: Compose, inputs: Inputs, words: tuple[str, ...], remedy: str
+) -> None:
+    tiny = Finding("not_learning", "tiny_updates", "", (), 10, 30, 2, 1e-6, 1e-4, "", "")
+    plateau = Finding("not_learning", "plateau", "", (), 10, 399, 200, 1.0, 0.95, "", "")
+    for finding in (tiny, plateau):
+        remedies = remedies_for(
+            configure(*words, "act=relu", "model.depth=5"), inputs, Verdict(30, (finding,)), typical_norm=3.0
+        )
+        assert remedies[0].overrides == (remedy,)
+        usual = remedies_for(configure(words[0], "model.depth=5"), inputs, Verdict(30, (finding,)), typical_norm=3.0)
+        assert not any(word.startswith(words[1].partition("=")[0]) for one in usual for word in one.overrides)
+
+
+def test_a_clip_that_never_acts_is_left_alone(configure: Compose, inputs: Inputs) -> None:
+    config = configure("clip=norm", "clip.max_norm=0.01", "model.depth=5")
+    tiny = Finding("not_learning", "tiny_updates", "", (), 10, 30, 2, 1e-6, 1e-4, "", "")
+    for typical, offered in ((1e-3, False), (1.0, True)):
+        remedies = remedies_for(config, inputs, Verdict(30, (tiny,)), typical_norm=typical)
+        assert (("clip.max_norm=1",) in [remedy.overrides for remedy in remedies]) == offered
+
+
+@pytest.mark.parametrize(("size", "offered"), [(2, True), (7, True), (8, False), (64, False)])
+def test_batch_norm_over_a_handful_of_samples_is_offered_more(
+    configure: Compose, inputs: Inputs, size: int, offered: bool
+) -> None:
+    config = configure("model.norm=batch", f"batch_size={size}", "model.depth=5")
+    remedies = remedies_for(config, inputs, found("not_learning"))
+    assert (bool(remedies) and remedies[0].overrides == ("batch_size=32",)) == offered
+
+
+def test_networks_are_offered_with_the_usual_rate_where_theirs_is_far_off(configure: Compose, inputs: Inputs) -> None:
+    words = ("act=sigmoid", "init=xavier_normal", "model.depth=6", "optimizer=sgd")
+    for rate, own in (("10", ("optimizer.lr=0.05",)), ("0.1", ())):
+        remedies = remedies_for(configure(*words, f"optimizer.lr={rate}"), inputs, found("vanishing"))
+        (initial,) = [remedy for remedy in remedies if remedy.overrides[0] == "init=critical"]
+        assert initial.overrides[1:] == own
+
+
+def test_adam_comes_without_a_decay_that_it_would_follow(configure: Compose, inputs: Inputs) -> None:
+    plateau = Finding("not_learning", "plateau", "", (), 10, 399, 200, 1.0, 0.95, "", "")
+    for decay, more in (("1", ("optimizer.weight_decay=0",)), ("0.0001", ())):
+        config = configure("optimizer=sgd", f"optimizer.weight_decay={decay}", "model.depth=5")
+        offered = [remedy.overrides for remedy in remedies_for(config, inputs, Verdict(399, (plateau,)))]
+        assert ("optimizer=adam", *more) in offered
 
 
 def test_steps_that_throw_the_gradient_about_call_for_smaller_ones(configure: Compose, inputs: Inputs) -> None:
@@ -387,7 +445,7 @@ def test_the_rate_fits_both_rules_on_the_first_step(configure: Compose, inputs: 
 
 
 def test_where_no_gradient_comes_no_rate_is_offered(configure: Compose, inputs: Inputs) -> None:
-    nothing = Finding("vanishing", "depth_span", "signal_grad_norm", (), 0, 30, 3, 600.0, 1.7, "", "")
+    nothing = Finding("vanishing", "depth_span", "signal_grad_norm", (), 0, 30, 3, math.inf, 1.7, "", "")
     config = configure("init=zeros", "model.depth=5", "optimizer=momentum")
     words = [word for remedy in remedies_for(config, inputs, Verdict(30, (nothing,))) for word in remedy.overrides]
     assert "init=critical" in words

@@ -138,6 +138,9 @@ class Judge:
         left = level is None or level <= self._thresholds.plateau
         if self._seen > 1 and left and not findings and all(rule.startswith(FIRST_STEP) for rule in held):
             held = {}
+        if any(kept[3].rule == "tiny_updates" and kept[3].value == 0 for kept in held.values()):
+            # Where no weight moves, it is not steps that throw the gradient about, but batches.
+            held.pop("loss/not_learning/erratic", None)
         findings += [self._finding(holding, first, last, times) for first, last, times, holding in held.values()]
         findings.sort(key=lambda finding: KINDS.index(finding.kind))
         return Verdict(self._step, tuple(findings))

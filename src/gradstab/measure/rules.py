@@ -13,8 +13,8 @@ from gradstab.config.verdict_options import Thresholds
 from gradstab.events import Vector
 from gradstab.measure.depth import depth_factor
 
-# Decades between the largest float64 and the smallest: what stands for the span of a profile that reaches 0 or inf.
-WHOLE_RANGE = 600.0
+# Below this R² there is no line to speak of.
+TREND = 0.5
 # What single precision holds, with some room for parameters that are no layer's.
 SINGLE = 1e38
 
@@ -123,8 +123,8 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     if delta[high] == 0:
         layers = [profile.layers[int(i)] for i in profile.depth[known]]
         text = "no gradient reaches any hidden layer: δ is 0 in all of them"
-        return [_span("vanishing", WHOLE_RANGE, *_depth_limit(profile, t, True), text, tuple(layers))]
-    decades = float(np.log10(delta[high]) - np.log10(delta[low])) if delta[low] > 0 else WHOLE_RANGE
+        return [_span("vanishing", math.inf, *_depth_limit(profile, t, True), text, tuple(layers))]
+    decades = float(np.log10(delta[high]) - np.log10(delta[low])) if delta[low] > 0 else math.inf
     if decades <= _least(profile, t):
         return []
     layers = [profile.layers[int(i)] for i in profile.depth[known]]
@@ -135,21 +135,22 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     # An error that falls says that gradients large in one place and small in another do their work.
     if decades <= limit or (profile.recovering and not falls):
         return []
-    fit = (
-        "" if line is None or delta[low] == 0 else f", {line.factor:.3g} per layer towards the input (R² {line.r2:.2f})"
-    )
+    straight = line is not None and delta[low] > 0 and line.r2 >= TREND
+    fit = f", {line.factor:.3g} per layer towards the input (R² {line.r2:.2f})" if line and straight else ""
     size = f"{10**decades:.2g}" if decades < 300 else f"10^{decades:.0f}"
     span = (
         f"spans a factor of {size} between {layers[high]} and"
         if delta[low] > 0
         else f"falls to 0 from {layers[high]} to"
     )
-    text = f"δ {span} {layers[low]}{fit}: " + (
-        "layers near the input hardly get a gradient" if falls else "the gradient grows on its way to the input"
-    )
     # The layers beyond the limit, counted from the sound end.
     beyond = delta < delta[high] * 10**-limit if falls else delta > delta[low] * 10**limit
     where = tuple(layers[int(i)] for i in np.flatnonzero(beyond))
+    small, large = ("near", "grows") if beyond[0] else ("on the way to", "is largest")
+    meaning = (
+        f"layers {small} the input hardly get a gradient" if falls else f"the gradient {large} on its way to the input"
+    )
+    text = f"δ {span} {layers[low]}{fit}: {meaning}"
     return [_span("vanishing" if falls else "exploding", decades, limit, key, text, where)]
 
 
@@ -182,9 +183,8 @@ def _depth_limit(profile: Profile, t: Thresholds, falls: bool) -> tuple[float, s
 
 
 def _span(kind: str, decades: float, limit: float, key: str, text: str, layers: tuple[str, ...]) -> Holding:
-    return Holding(
-        kind, "depth_span", "signal_grad_norm", decades, limit, key, text, layers, about_depth=True, unit="decades"
-    )
+    rule, quantity, unit = "depth_span", "signal_grad_norm", "decades"
+    return Holding(kind, rule, quantity, decades, limit, key, text, layers, about_depth=True, unit=unit)
 
 
 def _collapse(profile: Profile, t: Thresholds) -> list[Holding]:
