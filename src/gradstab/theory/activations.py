@@ -50,8 +50,11 @@ def activation(name: str, *, slope: float = 0.01, alpha: float = 1.0) -> Activat
     """The activation of that name in gradstab's config.
 
     ``slope`` is that of leaky_relu, ``alpha`` that of elu; the others ignore both. PReLU is taken as it starts, with
-    a slope of 1/4. Raises ValueError for a name that does not exist.
+    a slope of 1/4. Raises ValueError for a name that does not exist, and for knobs that are no finite numbers.
     """
+    for knob, value in (("slope", slope), ("alpha", alpha)):
+        if not isinstance(value, int | float) or not abs(value) < 1e100:
+            raise ValueError(f"act={name}: {knob}={value!r}: has to be a finite number, below 1e100")
     if name == "leaky_relu":
         return _rectifier(name, slope)
     if name == "elu":
@@ -88,7 +91,7 @@ def _elu(name: str, alpha: float, scale: float) -> Activation:
     def slope(x: Array) -> Array:
         return np.where(x > 0, scale, scale * alpha * np.exp(np.minimum(x, 0)))
 
-    return Activation(name, phi, slope, kinks=(0.0,))
+    return Activation(name, phi, slope, kinks=(0.0,), monotone=alpha * scale >= 0)
 
 
 def _scaled_tanh(name: str, height: float, rate: float) -> Activation:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,8 +18,10 @@ _MOST_LENGTHS, _BUDGET = 32, 1600
 # Layer norm takes away the mean and the length.
 LEAST_NORMED = 3
 _NORMS, _POSITIONS = ("none", "batch", "layer"), ("before", "after")
-_VARIANCES = ("sigma_w2", "sigma_b2")
-_KNOBS = {"init_knobs": ("gain", "std", "bound", "value", *_VARIANCES), "act_knobs": ("slope", "alpha")}
+_POSITIVE = ("sigma_w2", "sigma_b2", "std", "bound", "gain")
+# Squares of knobs have to be numbers, too.
+_MOST = 1e100
+_KNOBS = {"init_knobs": ("gain", "std", "bound", "value", "sigma_w2", "sigma_b2"), "act_knobs": ("slope", "alpha")}
 
 
 def check_network(
@@ -30,16 +33,18 @@ def check_network(
     c0: float = 0.0,
 ) -> None:
     """Raises ValueError for what no network can have, :class:`NoTheory` for layer norm over one or two numbers."""
-    if any(width < 1 or width != int(width) for width in widths):
+    if isinstance(cast(object, widths), str) or not isinstance(widths, Iterable):
+        raise ValueError(f"widths={widths!r}: has to be a list of whole numbers of at least 1")
+    if not all(_is_count(width) for width in widths):
         raise ValueError(f"widths={list(widths)}: have to be whole numbers of at least 1")
     check_rate(dropout)
     if norm not in _NORMS:
         raise ValueError(f"norm={norm}: allowed: {', '.join(_NORMS)}")
     if norm_position not in (None, *_POSITIONS):
         raise ValueError(f"norm_position={norm_position}: allowed: {', '.join(_POSITIONS)}")
-    if batch_size is not None and (batch_size < 1 or batch_size != int(batch_size)):
-        raise ValueError(f"batch_size={batch_size}: has to be a whole number of at least 1, or None")
-    if math.isnan(c0):
+    if batch_size is not None and not _is_count(batch_size):
+        raise ValueError(f"batch_size={batch_size!r}: has to be a whole number of at least 1, or None")
+    if math.isnan(_number("c0", c0)):
         raise NoTheory("c0: the inputs' correlation is not known")
     check_correlation("c0", c0)
     if norm == "layer" and min(widths[1:-1], default=LEAST_NORMED) < LEAST_NORMED:
@@ -50,14 +55,14 @@ def check_network(
 
 def check_rate(dropout: float) -> None:
     """Raises ValueError for a rate of dropout outside [0, 1)."""
-    if not 0 <= dropout < 1:
+    if not 0 <= _number("dropout", dropout) < 1:
         raise ValueError(f"dropout={dropout:g}: has to be at least 0 and below 1")
 
 
 def check_correlation(name: str, *values: float) -> None:
     """Raises ValueError for what is no correlation."""
     for value in values:
-        if not abs(value) <= 1 + 1e-6:
+        if not abs(_number(name, value)) <= 1 + 1e-6:
             raise ValueError(f"{name}={value:g}: has to be a correlation between -1 and 1")
 
 
@@ -67,20 +72,35 @@ def check_variances(act: Activation, *, dropout: float = 0.0, **variances: float
         raise TypeError(f"act={act!r}: has to be an Activation, as activation(name) gives it")
     check_rate(dropout)
     for name, value in variances.items():
-        if not 0 <= value < math.inf:
+        if not 0 <= _number(name, value) < math.inf:
             raise ValueError(f"{name}={value:g}: has to be a finite number of at least 0")
 
 
 def checked_knobs(kind: str, given: Mapping[str, float] | None) -> Mapping[str, float]:
     """An activation's (``act_knobs``) or an init's (``init_knobs``); ValueError for names and values that are none."""
     given, known = given or {}, _KNOBS[kind]
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{kind}={given!r}: has to be a mapping from names to numbers")
     for name, value in given.items():
         if name not in known:
             raise ValueError(f"{kind}: {name} is not known; allowed: {', '.join(known)}")
-        if not math.isfinite(value) or (name in _VARIANCES and value < 0):
-            least = " of at least 0" if name in _VARIANCES else ""
-            raise ValueError(f"{kind}: {name}={value:g}: has to be a finite number{least}")
+        if not abs(_number(f"{kind}: {name}", value)) < _MOST or (name in _POSITIVE and value < 0):
+            least = " of at least 0" if name in _POSITIVE else ""
+            raise ValueError(f"{kind}: {name}={value:g}: has to be a finite number{least}, below {_MOST:g}")
     return given
+
+
+def _number(name: str, value: Any) -> float:
+    """The value as it is; ValueError for what is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name}={value!r}: has to be a number") from None
+
+
+def _is_count(value: Any) -> bool:
+    """Whether this is a whole number of at least 1."""
+    return isinstance(value, int | float | np.number) and bool(1 <= value < math.inf and value == int(value))
 
 
 def lengths_of(q0: ArrayLike, depth: int) -> Array:
@@ -88,7 +108,10 @@ def lengths_of(q0: ArrayLike, depth: int) -> Array:
 
     Raises ValueError for negative ones and for none, :class:`NoTheory` where one is not finite.
     """
-    lengths = np.atleast_1d(np.asarray(q0, dtype=np.float64)).ravel()
+    try:
+        lengths = np.atleast_1d(np.asarray(q0, dtype=np.float64)).ravel()
+    except (TypeError, ValueError):
+        raise ValueError(f"q0={q0!r}: has to be a mean square of at least 0, or an array of them") from None
     if not np.isfinite(lengths).all():
         raise NoTheory("q0: the inputs' mean squares are not all finite")
     if not lengths.size or (lengths < 0).any():

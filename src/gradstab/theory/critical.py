@@ -36,6 +36,8 @@ def critical_line(act: Activation, q: Array | float) -> tuple[Array, Array, Arra
 
     σ_w² = 1/E φ'², σ_b² = q - σ_w² E φ². Where σ_b² < 0 there is no such network; where χ∥ > 1 its q is unstable.
     """
+    if not (np.isfinite(q) & (np.asarray(q) > 0)).all():
+        raise ValueError(f"q={q}: has to be a finite length above 0, or an array of them")
     sigma_w2 = 1 / slope_moment(act, q)
     return sigma_w2, q - sigma_w2 * second_moment(act, q), sigma_w2 * second_moment_slope(act, q)
 
@@ -120,6 +122,7 @@ def half_stable_point(act: Activation) -> CriticalPoint | None:
     GELU, SiLU and Mish have one: their critical line is unstable for σ_b² below it and stable above (Roberts, Yaida
     and Hanin 2022, arXiv:2106.10165, §5.3.4).
     """
+    check_variances(act)
     if act.scale_free is not None:
         return None
     for q in crossings(lambda q: critical_line(act, q)[2] - 1, np.geomspace(1e-3, 1e6, 361)):

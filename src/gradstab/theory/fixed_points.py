@@ -172,6 +172,8 @@ def depth_scales(
     ``dropout`` is the rate p. Raises :class:`NoTheory` where no length attracts.
     """
     check_variances(act, dropout=dropout, sigma_w2=sigma_w2, sigma_b2=sigma_b2)
+    if start is not None:
+        check_variances(act, start=start)
     scaled = sigma_w2 / (1 - dropout)
     points = fixed_points(act, scaled, sigma_b2)
     if start is None:
@@ -196,6 +198,9 @@ def depth_scales(
 
 def _reached(points: Sequence[FixedPoint], excess: Callable[[Array], Array], start: float) -> FixedPoint | None:
     """The fixed point that a length tends to, be it the one at which it is; None where it grows without bound."""
+    if start == 0:
+        # V(0) is no less than 0: it stays there, or goes up.
+        return min(points, key=lambda p: p.q, default=None)
     direction = _first_sign(excess(np.array([start])))
     if not direction:
         nearest = min(points, key=lambda p: abs(p.q - start), default=None)

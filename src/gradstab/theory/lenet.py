@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -76,10 +77,17 @@ class MaxPooled:
 
 
 def window_correlation(h: Array) -> float:
-    """Mean correlation of two pre-activations in a pooling window of 2×2: E hh'/E h², for maps [..., H, W]."""
+    """Mean correlation of two pre-activations in a pooling window of 2×2: E hh'/E h², for maps [..., H, W].
+
+    NaN where all are 0, or where no window fits in; ValueError for fewer than two axes.
+    """
+    if np.ndim(h) < 2:
+        raise ValueError(f"h: has shape {list(np.shape(h))}; has to be maps [..., H, W]")
     rows, columns = h.shape[-2] // 2, h.shape[-1] // 2
     windows = h[..., : 2 * rows, : 2 * columns].reshape(*h.shape[:-2], rows, 2, columns, 2)
     squares = float((windows**2).sum())
+    if not squares:
+        return math.nan
     return (float((windows.sum(axis=(-3, -1)) ** 2).sum()) - squares) / (3 * squares)
 
 
@@ -119,6 +127,10 @@ def predict_lenet5(
             "which the images decide; measure it with window_correlation"
         )
     check_network((in_channels, out_features), dropout)
+    if len(correlations) != 2:
+        raise ValueError(f"correlations={correlations}: has to be two correlations, or None")
+    if any(map(math.isnan, correlations)):
+        raise NoTheory("correlations: there is nothing to correlate where pre-activations are 0")
     check_correlation("correlations", *correlations)
     act_knobs, init_knobs = checked_knobs("act_knobs", act_knobs), checked_knobs("init_knobs", init_knobs)
     phi = activation(act, **act_knobs)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -103,6 +107,36 @@ def test_where_there_is_none_it_says_so() -> None:
         critical_point(activation("relu"), 0.1)
     assert half_stable_point(activation("tanh")) is None
     assert half_stable_point(activation("hardtanh")) is None
+
+
+@pytest.mark.parametrize("q", [-1.0, 0.0, math.inf, math.nan])
+def test_a_critical_line_has_lengths_above_0(q: float) -> None:
+    with pytest.raises(ValueError, match=r"q=.*: has to be a finite length above 0"):
+        critical_line(activation("tanh"), q)
+
+
+@pytest.mark.parametrize(
+    ("name", "knob", "value"), [("leaky_relu", "slope", math.inf), ("elu", "alpha", "a"), ("elu", "alpha", None)]
+)
+def test_knobs_of_activations_are_numbers(name: str, knob: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"act={name}: {knob}=.*: has to be a finite number"):
+        activation(name, **{knob: value})
+
+
+def test_an_elu_that_falls_below_0_is_not_monotone() -> None:
+    assert activation("elu", alpha=0.5).monotone
+    assert not activation("elu", alpha=-0.5).monotone
+
+
+def test_a_signal_of_length_0_stays_where_it_is_or_grows_to_the_nearest_length() -> None:
+    tanh = activation("tanh")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert depth_scales(tanh, 1.5, start=0.0).q == 0.0
+        assert depth_scales(tanh, 1.5, 0.1, start=0.0).q == pytest.approx(depth_scales(tanh, 1.5, 0.1, start=0.01).q)
+    for start in (-1.0, math.inf):
+        with pytest.raises(ValueError, match=r"start=.*: has to be a finite number of at least 0"):
+            depth_scales(tanh, 1.5, start=start)
 
 
 def test_critical_line_of_erf_in_closed_form() -> None:

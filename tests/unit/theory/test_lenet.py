@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,18 @@ def test_window_correlation() -> None:
     assert window_correlation(windows(300_000).numpy()) == pytest.approx(C, abs=5e-3)
     constant = np.ones((2, 3, 5, 5)) * np.array([1.0, -2.0, 3.0])[:, None, None]
     assert window_correlation(constant) == pytest.approx(1)
+
+
+def test_maps_in_which_nothing_correlates() -> None:
+    assert math.isnan(window_correlation(np.zeros((3, 4, 4))))
+    assert math.isnan(window_correlation(np.ones((3, 1, 1))))
+    with pytest.raises(ValueError, match=r"h: has shape \[4\]; has to be maps"):
+        window_correlation(np.ones(4))
+    network: dict[str, Any] = {"act": "relu", "q0": 1.0}
+    with pytest.raises(NoTheory, match="nothing to correlate"):
+        predict_lenet5(correlations=(math.nan, 0.5), **network)
+    with pytest.raises(ValueError, match="has to be two correlations"):
+        predict_lenet5(correlations=(0.5,), **network)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from gradstab.theory import NoTheory, activation, batch_norm_rate, length_map, predict
 from gradstab.theory.arguments import lengths_of
@@ -344,6 +346,26 @@ def test_few_lengths_predict_what_many_do(monkeypatch: pytest.MonkeyPatch, depth
         ({"q0": math.inf}, NoTheory, "not all finite"),
         ({"widths": [3, 0, 2]}, ValueError, r"widths=\[3, 0, 2\]: have to be whole numbers of at least 1"),
         ({"widths": [3, 2.5, 2]}, ValueError, "whole numbers"),
+        ({"widths": [10, math.nan, 5]}, ValueError, "whole numbers"),
+        ({"widths": [10, math.inf, 5]}, ValueError, "whole numbers"),
+        ({"widths": ["a", 3, 4]}, ValueError, "whole numbers"),
+        ({"widths": "abc"}, ValueError, "widths='abc': has to be a list of whole numbers"),
+        ({"widths": None}, ValueError, "widths=None: has to be a list"),
+        ({"widths": 7}, ValueError, "widths=7: has to be a list"),
+        ({"dropout": "a"}, ValueError, "dropout='a': has to be a number"),
+        ({"c0": None}, ValueError, "c0=None: has to be a number"),
+        ({"q0": "x"}, ValueError, "q0='x': has to be a mean square"),
+        ({"norm": "batch", "batch_size": math.nan}, ValueError, "batch_size=nan: has to be a whole number"),
+        ({"norm": "batch", "batch_size": "a"}, ValueError, "batch_size='a': has to be a whole number"),
+        ({"act_knobs": [1]}, ValueError, r"act_knobs=\[1\]: has to be a mapping"),
+        ({"act_knobs": {"slope": "a"}}, ValueError, "act_knobs: slope='a': has to be a number"),
+        (
+            {"init_knobs": {"gain": 1e200}},
+            ValueError,
+            "init_knobs: gain=1e\\+200: has to be a finite number of at least 0",
+        ),
+        ({"init": "normal", "init_knobs": {"std": -1}}, ValueError, "init_knobs: std=-1: has to be a finite number"),
+        ({"init": "uniform", "init_knobs": {"bound": -1}}, ValueError, "init_knobs: bound=-1: has to be"),
         ({"dropout": 1.0}, ValueError, "dropout=1: has to be at least 0 and below 1"),
         ({"norm": "layer", "norm_position": "middle"}, ValueError, "norm_position=middle: allowed: before, after"),
         ({"norm": "bacth"}, ValueError, "norm=bacth: allowed: none, batch, layer"),
@@ -385,11 +407,11 @@ def test_biases_are_zero_unless_told_otherwise() -> None:
         assert predict(**network, init=init, init_knobs=knobs).q.tolist() == told.q.tolist()
 
 
-def drawn_factors(seeds: int, width: int, depth: int) -> np.ndarray:
+def drawn_factors(seeds: int, width: int, depth: int, phi: Callable[[Tensor], Tensor] = F.gelu) -> np.ndarray:
     widths, knobs = [64, *[width] * depth, 10], {"sigma_w2": 2.0}
     return np.array(
         [
-            depth_factor(np.log(profile(gaussian_inputs(16, 64, seed), widths, F.gelu, seed, **knobs)[1]))
+            depth_factor(np.log(profile(gaussian_inputs(16, 64, seed), widths, phi, seed, **knobs)[1]))
             for seed in range(seeds)
         ]
     )
@@ -405,6 +427,42 @@ def test_where_lengths_do_not_settle_the_scatter_of_draws_is_told() -> None:
     factors = drawn_factors(12, 128, 20)
     assert 0.5 < float(told[1]) / 100 / np.std(np.log(factors), ddof=1) < 2
     assert predict(widths=[64, *[20_000] * 20, 10], **network).notes == ()
+
+
+def test_where_the_gradient_along_the_signal_comes_to_lead_the_factor_is_said_to_be_larger() -> None:
+    network: dict[str, Any] = {"act": "softplus", "init": "kaiming_normal", "q0": 1.0}
+    found = predict(widths=[64, *[128] * 20, 10], **network)
+    (note,) = found.notes
+    told = re.search(r"depth factors may be about ([\d.]+)% larger", note)
+    assert told
+    measured = math.exp(np.log(drawn_factors(16, 128, 20, F.softplus)).mean()) / found.depth_factor - 1
+    assert measured > 0.01
+    assert 0.5 < float(told[1]) / 100 / measured < 2
+    for widths in ([64, *[1000] * 10, 10], [64, *[20_000] * 20, 10]):
+        assert predict(widths=widths, **network).notes == ()
+    for act in ("relu", "tanh", "sigmoid", "selu"):
+        assert predict(widths=[64, *[128] * 50, 10], act=act, init="lecun_normal", q0=1.0).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("width", "dropout", "said"),
+    [(59, 0.0, "of 59 units means"), (60, 0.0, ""), (1000, 0.95, "leaves 50,"), (128, 0.5, "")],
+)
+def test_few_units_at_work_are_told_of(width: int, dropout: float, said: str) -> None:
+    widths = [64, 2000, width, 2000, 10]
+    notes = predict(act="relu", widths=widths, q0=1.0, init="kaiming_normal", dropout=dropout).notes
+    assert len(notes) == bool(said)
+    assert all(said in note for note in notes)
+
+
+def test_a_length_far_above_its_groups_mean_is_told_of_where_lengths_do_not_settle() -> None:
+    network: dict[str, Any] = {"init": "kaiming_normal", "widths": [64, *[20_000] * 50, 10]}
+    lengths = np.random.default_rng(1).gamma(5.0, 0.2, 256)
+    (note,) = predict(act="gelu", q0=lengths, **network).notes
+    assert note.startswith("q0: means stand for many lengths")
+    assert "the longest inputs may have gradients that no mean tells of" in note
+    assert predict(act="gelu", q0=np.full(256, 1.0), **network).notes == ()
+    assert predict(act="relu", q0=lengths, **network).notes == ()
 
 
 @pytest.mark.parametrize(
