@@ -167,10 +167,12 @@ def theory_record(config: Config, inputs: Inputs, correlations: tuple[float, flo
     """The prediction as run.json holds it, or the reason why there is none; entries are for the hidden layers.
 
     ``signal_share``, of a deep_mlp with dropout, is what masks leave of the output's signal (1: all of it), ``decay``
-    and ``step_scale`` are those of :mod:`gradstab.step_scale`, ``projected`` says that a constraint changes steps.
+    and ``step_scale`` are those of :mod:`gradstab.step_scale`, ``projected`` says that a constraint changes steps,
+    ``constant_rate`` that the learning rate stays as it is.
     """
     projected = True if config.constraint.name in PROJECTING else None
     known = {"step_scale": step_scale(config), "decay": coupled_decay(config), "projected": projected}
+    known["constant_rate"] = True if config.schedule.name == "constant" else None
     known["signal_share"] = signal_share(config, inputs)
     shared = {name: value for name, value in known.items() if value is not None}
     try:

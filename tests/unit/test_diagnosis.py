@@ -401,6 +401,30 @@ def test_a_gradient_that_is_least_in_the_middle_is_not_said_to_be_so_near_the_in
     assert "R²" not in finding.explanation
 
 
+@pytest.mark.parametrize(
+    ("theory", "moved", "delta", "labels"),
+    [
+        ({"constant_rate": True}, 5e-7, 1.0, ("not_learning",)),
+        ({"constant_rate": True}, 5e-6, 1.0, ("healthy",)),
+        # A rate that may grow says nothing yet, and without a gradient no rate moves anything.
+        ({}, 5e-7, 1.0, ("healthy",)),
+        ({"constant_rate": True}, 5e-7, 0.3, ("vanishing",)),
+    ],
+)
+def test_a_first_step_that_moves_nothing(
+    theory: dict[str, Any], moved: float, delta: float, labels: tuple[str, ...]
+) -> None:
+    one = judge(theory=theory)
+    looked(one, 0, CHANCE, signal_grad_norm=profile(delta), update_ratio=np.full(11, moved))
+    assert one.verdict().labels == labels
+    if labels == ("not_learning",):
+        (finding,) = one.verdict().findings
+        assert (finding.rule, finding.key) == ("tiny_updates", "verdict.init_update_ratio")
+        # Later steps tell by themselves: here, that it moves after all.
+        looked(one, 1, CHANCE, signal_grad_norm=profile(delta), update_ratio=np.full(11, 1e-3))
+        assert one.verdict().labels == ("healthy",)
+
+
 def first_step(removed: float, adaptive: bool = False, unit: float = 1.0) -> Judge:
     """A first look at a step that by its gradient lowers the loss by ``removed`` times its size."""
     one = judge(adaptive=adaptive, chance=CHANCE * unit)

@@ -148,7 +148,7 @@ def test_what_has_no_theory_is_refused_in_one_line(
     with pytest.raises(NoTheory, match=reason):
         expect(config, inputs)
     record = theory_record(config, inputs)
-    assert set(record) <= {"reason", "step_scale"}
+    assert set(record) <= {"reason", "step_scale", "constant_rate"}
     assert reason in record["reason"]
     assert "\n" not in record["reason"]
 
@@ -221,7 +221,10 @@ def test_lenet_needs_images(configure: Compose) -> None:
 
 def test_records_are_plain_and_complete(configure: Compose, inputs: Inputs) -> None:
     record = theory_record(configure("act=sigmoid", "init=xavier_normal", "model.depth=5"), inputs)
-    assert list(record) == ["depth_factor", "depth_factor_r2", "signal_grad_norm", "q", "chi_1", "notes", "step_scale"]
+    predicted = ["depth_factor", "depth_factor_r2", "signal_grad_norm", "q", "chi_1", "notes"]
+    assert list(record) == [*predicted, "step_scale", "constant_rate"]
+    warming = theory_record(configure("schedule=warmup_cosine"), inputs)
+    assert "constant_rate" not in warming
     assert {len(record[key]) for key in ("signal_grad_norm", "q", "chi_1")} == {5}
     assert record["signal_grad_norm"][-1] == 1
     assert json.loads(json.dumps(record, allow_nan=False)) == record

@@ -110,6 +110,9 @@ class Thresholds(Option):
     update_ratio: float = number(
         1e-4, above=0, reason="where every layer moves by less of its size in a step, thousands of steps do little"
     )
+    init_update_ratio: float = number(
+        1e-6, above=0, reason="the same of the first step at a rate that stays: momentum makes ten of it, learning none"
+    )
     decay_ratio: float = number(
         2.0, above=0, reason="weight decay so many times the gradient in every layer empties them: none learnt"
     )

@@ -105,7 +105,7 @@ class Judge:
                 dict(vectors),
                 first=self._seen == 1,
                 stalled=level is not None and level > self._thresholds.plateau,
-                rising=rising,
+                rising=rising or (self._seen == 1 and self._theory.get("constant_rate") is not True),
                 fallen=rate < FALLEN * self._highest,
                 recovering=self._recovering,
                 adaptive=self.adaptive,
@@ -116,8 +116,12 @@ class Judge:
                 decay=self._theory.get("decay", 0.0),
                 base=self._losses.base,
             )
-            self._keep(step, profile_rules(profile, self._thresholds), "profile")
-            self._keep(step, step_rules(profile, loss, self._thresholds), FIRST_STEP if profile.first else "step")
+            found, steps = profile_rules(profile, self._thresholds), step_rules(profile, loss, self._thresholds)
+            if profile.first and found:
+                # What has no gradient does not move, whatever its rate.
+                steps = [holding for holding in steps if holding.rule != "tiny_updates"]
+            self._keep(step, found, "profile")
+            self._keep(step, steps, FIRST_STEP if profile.first else "step")
 
     def forget(self, *rules: str) -> None:
         """What these rules found no longer counts."""
@@ -134,6 +138,8 @@ class Judge:
         level = self._losses.level
         learnt = level is not None and level <= self._thresholds.learnt
         held = {} if learnt else {rule: kept for rule, kept in self._held.items() if kept[2] >= kept[3].needs}
+        if self._seen > 1:
+            held.pop(f"{FIRST_STEP}/not_learning/tiny_updates", None)  # Later steps tell by themselves.
         # How large the first step was may explain what is wrong now; with a loss off the plateau, it did no harm.
         left = level is None or level <= self._thresholds.plateau
         if self._seen > 1 and left and not findings and all(rule.startswith(FIRST_STEP) for rule in held):

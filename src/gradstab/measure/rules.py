@@ -43,7 +43,7 @@ class Holding:
 @dataclass(frozen=True)
 class Profile:
     """All quantities of one measured step, ``depth`` being the layers a line is drawn through: ``first`` before any
-    update, ``stalled`` with a loss on the plateau, ``rising`` with a learning rate that was lower before, ``fallen``
+    update, ``stalled`` with a loss on the plateau, ``rising`` with a learning rate that grows, or may, ``fallen``
     with one that was far higher, ``recovering`` with an error that has fallen by itself, ``adaptive`` with steps that
     do not shrink as gradients do, ``signal_share`` what theory leaves of the signal under dropout at initialisation,
     1 without, ``step_scale`` how it weighs relative steps (0 where it has no word on them), ``batch_norm`` whether it

@@ -68,7 +68,8 @@ def step_rules(profile: Profile, loss: float | None, t: Thresholds) -> list[Hold
     if "update_ratio" not in profile.vectors:
         return []
     if profile.first:
-        return [] if profile.projected else _overshoot(profile, loss, t) + _large_steps(profile, t)
+        large = [] if profile.projected else _overshoot(profile, loss, t) + _large_steps(profile, t)
+        return large + _tiny_updates(profile, t)
     deep = [] if profile.projected else _deep_steps(profile, t)
     return (_tiny_updates(profile, t) if profile.stalled else []) + deep + _outweighed(profile, t)
 
@@ -218,18 +219,15 @@ def _outweighed(profile: Profile, t: Thresholds) -> list[Holding]:
 
 
 def _tiny_updates(profile: Profile, t: Thresholds) -> list[Holding]:
-    """No layer moves, and the loss shows it."""
+    """No layer moves, and the loss shows it, or will."""
     if profile.rising:
         return []
-    value = float(profile.vectors["update_ratio"].max())
-    if not value < t.update_ratio:
+    key = "init_update_ratio" if profile.first else "update_ratio"
+    value, limit = float(profile.vectors["update_ratio"].max()), float(getattr(t, key))
+    if not value < limit:
         return []
-    loss = f"the loss is no better than {profile.base}'s"
+    loss = "thousands of such steps change nothing" if profile.first else f"the loss is no better than {profile.base}'s"
     text = f"no layer changes by more than {value:.2g} of its size in a step, and {loss}"
     # The last step of a schedule that ends at 0 tells nothing; several in a row do.
     needs = 2 if profile.fallen else 1
-    return [
-        Holding(
-            "not_learning", "tiny_updates", "update_ratio", value, t.update_ratio, "update_ratio", text, needs=needs
-        )
-    ]
+    return [Holding("not_learning", "tiny_updates", "update_ratio", value, limit, key, text, needs=needs)]
