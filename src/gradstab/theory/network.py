@@ -82,10 +82,10 @@ def predict(
         if isinstance(unit, BatchNormBefore):
             argument = _batch_variances(unit, known, lengths * (1 - c0), blocks, scale)
         narrowest = min(widths[1:-1])
-        notes = tuple(_notes(norm, init, scale, float(argument.min()), batch_size, narrowest))
-        if narrowest * (1 - dropout) < _FEW:
-            masked = f", of which dropout={dropout:g} leaves {narrowest * (1 - dropout):.3g}," if dropout else ""
-            notes += (f"widths: theory is of wide layers; of {narrowest} units{masked} means may be some percent off",)
+        notes = (
+            *_notes(norm, init, scale, float(argument.min()), batch_size, narrowest),
+            *_note_on_few(narrowest, dropout),
+        )
         backward = _once(unit.backward, argument)
         if isinstance(unit, BatchNormBefore):
             backward = _through_batches(unit, argument, known, blocks, scale)
@@ -140,6 +140,14 @@ def _through_batches(
         through = branch / (1 + branch) if layer < blocks and branch < math.inf else 1.0
         share = (1 - through) * share - through
     return factors.reshape(variance.shape)
+
+
+def _note_on_few(narrowest: int, dropout: float) -> Iterator[str]:
+    """A line where so few units are left at work that they are no wide layer."""
+    left = narrowest * (1 - dropout)
+    if left < _FEW:
+        masked = f", of which dropout={dropout:g} leaves {left:.3g}," if dropout else ""
+        yield f"widths: theory is of wide layers; of {narrowest} units{masked} means may be some percent off"
 
 
 def _notes(
