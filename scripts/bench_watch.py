@@ -1,10 +1,11 @@
 """What watching costs: a loop with every layer's gradient norm recorded at every step, against the same loop bare.
 
-    python scripts/bench_watch.py [mlp] [lenet5] [transformer] [--rounds N] [--steps N] [--all-quantities N]
+    python scripts/bench_watch.py [mlp] [mlp256] [lenet5] [transformer] [--rounds N] [--steps N] [--all-quantities N]
 
-Both loops train the same network on the same batches and take turns, because machines are noisy; the median of their
-ratios over rounds is printed. --all-quantities also measures everything at every Nth step, as watch does by default
-at every 50th.
+Three loops train the same network on the same batches, two of them bare, and take turns of a few steps, because
+machines are noisy and drift within seconds: printed are the median over rounds of the watched loop's time over the mean
+of the bare ones', and of one bare loop's over the other's, which is 1 but for noise. --all-quantities also measures
+everything at every Nth step, as watch does by default at every 50th.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import argparse
 import contextlib
 import ctypes
 import itertools
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,15 +28,16 @@ from gradstab import watch
 from gradstab.monitor import Monitor
 
 LIMIT = 1.05
+TURN = 4
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
-def mlp() -> tuple[nn.Module, Tensor]:
-    """20 hidden layers of 128 ReLUs, batches of 128."""
+def mlp(width: int = 128) -> tuple[nn.Module, Tensor]:
+    """20 hidden layers of ReLUs, batches of 128."""
     parts: list[nn.Module] = []
-    for fan_in, fan_out in itertools.pairwise([784, *[128] * 20]):
+    for fan_in, fan_out in itertools.pairwise([784, *[width] * 20]):
         parts += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(*parts, nn.Linear(128, 10)), torch.randn(128, 784)
+    return nn.Sequential(*parts, nn.Linear(width, 10)), torch.randn(128, 784)
 
 
 def lenet5() -> tuple[nn.Module, Tensor]:
@@ -66,6 +68,7 @@ def transformer() -> tuple[nn.Module, Tensor]:
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "mlp": mlp,
+    "mlp256": partial(mlp, 256),
     "lenet5": lenet5,
     "transformer": transformer,
 }
@@ -85,7 +88,7 @@ class Loop:
             self.monitor = watch(model, directory, optimizer=self.optimizer, every=every)
 
     def seconds(self, steps: int) -> float:
-        """How long so many steps take; writing all that was gathered, and the verdict on it, are part of that."""
+        """How long so many steps take."""
         started = time.perf_counter()
         for _ in range(steps):
             self.optimizer.zero_grad()
@@ -94,11 +97,18 @@ class Loop:
             if self.monitor is not None:
                 self.monitor.step(loss)
             self.optimizer.step()
-        if self.monitor is not None:
-            self.monitor.verdict()
         if self.inputs.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - started
+
+    def round(self, turns: int) -> Iterator[float]:
+        """How long each of so many turns takes, and what is to be written of them all, with the verdict on it."""
+        for _ in range(turns):
+            yield self.seconds(TURN)
+        started = time.perf_counter()
+        if self.monitor is not None:
+            self.monitor.verdict()
+        yield time.perf_counter() - started
 
 
 def keep_the_heap() -> None:
@@ -114,25 +124,29 @@ def keep_the_heap() -> None:
 
 
 def compare(network: str, rounds: int, steps: int, every: int | None, device: str) -> None:
-    """Print one network's ratio, watched over bare: the median over rounds, in each of which both take a turn."""
+    """Print one network's ratio, watched over bare: the median over rounds, in which all take turns."""
+    turns = -(-steps // TURN)
     with tempfile.TemporaryDirectory() as folder:
-        bare, watched = Loop(network, None, every, device), Loop(network, Path(folder) / "run", every, device)
-        for loop in (bare, watched):
+        loops = [Loop(network, directory, every, device) for directory in (None, Path(folder) / "run", None)]
+        for loop in loops:
             loop.seconds(5)
-        pairs = []
-        for number in range(rounds):
-            turns = [bare, watched] if number % 2 else [watched, bare]
-            times = {loop: loop.seconds(steps) / steps for loop in turns}
-            pairs.append((times[bare], times[watched]))
-        assert watched.monitor is not None
-        watched.monitor.close()
-    middle = [statistics.median(column) * 1e3 for column in zip(*pairs, strict=True)]
-    ratios = sorted(with_it / without for without, with_it in pairs)
-    best = min(with_it for _, with_it in pairs) / min(without for without, _ in pairs)
+        taken = [[sum(times) for times in zip(*_in_turn(loops, turns), strict=True)] for _ in range(rounds)]
+        assert loops[1].monitor is not None
+        loops[1].monitor.close()
+    without, with_it, again = (torch.tensor(column) / (turns * TURN) for column in zip(*taken, strict=True))
+    ratios, noise = 2 * with_it / (without + again), again / without
+    low, middle, high = torch.quantile(ratios, torch.tensor([0.25, 0.5, 0.75])).tolist()
     print(
-        f"{network}: bare {middle[0]:.3f} ms, watched {middle[1]:.3f} ms per step: {statistics.median(ratios):.3f} × "
-        f"(rounds from {ratios[0]:.3f} to {ratios[-1]:.3f}, fastest against fastest {best:.3f}; limit {LIMIT} ×)"
+        f"{network}: bare {1e3 * without.median():.3f} ms, watched {1e3 * with_it.median():.3f} ms per step: "
+        f"{middle:.3f} × (half of the rounds from {low:.3f} to {high:.3f}; bare against bare {noise.median():.3f}; "
+        f"limit {LIMIT} ×)"
     )
+
+
+def _in_turn(loops: Sequence[Loop], turns: int) -> list[list[float]]:
+    """One round's turns, and what each loop has to write at its end."""
+    rounds = [loop.round(turns) for loop in loops]
+    return [[next(times) for times in rounds] for _ in range(turns + 1)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

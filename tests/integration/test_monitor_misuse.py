@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradstab import watch
+from gradstab.errors import ConfigError
 from gradstab.events import read_records
 from gradstab.measure.afterwards import judge_records
 from gradstab.run_directory import read_run
@@ -121,6 +122,32 @@ def test_a_verdict_before_the_update_does_not_lose_it(tmp_path: Path, known: boo
     assert ("clip_scale" in found[0].vectors) == known
     for name, series in found[0].vectors.items():
         assert found[1].vectors[name].values.tolist() == series.values.tolist(), name
+
+
+@pytest.mark.parametrize("every", [None, 1, 3])
+def test_a_loss_that_is_none_costs_no_other_step(tmp_path: Path, every: int | None) -> None:
+    model, x = mlp(4, 6, 2), torch.randn(5, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    told = []
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=every) as monitor:
+        for number in range(8):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            if number == 4:
+                for wrong in (torch.ones(2), torch.tensor(1j), "low"):
+                    with pytest.raises(ConfigError, match=r"^loss"):
+                        monitor.step(wrong)  # type: ignore[arg-type]
+            monitor.step(loss)
+            told.append(loss.item())
+            optimizer.step()
+    records = read_records(tmp_path / "run")
+    assert records.scalars["train/loss"].steps.tolist() == list(range(8))
+    assert records.scalars["train/loss"].values.tolist() == pytest.approx(told)
+    measured = [] if every is None else list(range(0, 8, every))
+    assert ("update_ratio" in records.vectors) == bool(measured)
+    if measured:
+        assert records.vectors["update_ratio"].steps.tolist() == measured
 
 
 def test_a_verdict_between_turns_does_not_split_the_round(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Judge:
         Of an evaluation on the test split only counts whether it is finite. Without a training loss, only what needs
         none is judged.
         """
-        scalars = {tag: as_written(value) for tag, value in scalars.items() if tag in LOOKED_AT}
+        scalars = {tag: as_written(scalars[tag]) for tag in LOOKED_AT if tag in scalars}
         if (tested := scalars.get("test/loss")) is not None:
             self._take_evaluation(step, tested)
         loss = scalars.get("train/loss")
@@ -197,8 +197,9 @@ class Judge:
         if not holdings and not self._held:
             return
         now = {f"{source}/{holding.kind}/{holding.rule}": holding for holding in holdings}
-        for rule in [rule for rule in self._held if rule.startswith(f"{source}/") and rule not in now]:
-            del self._held[rule]
+        for rule in self._held.keys() - now:
+            if rule.startswith(f"{source}/"):
+                del self._held[rule]
         for rule, holding in now.items():
             first, _, times, _ = self._held.get(rule, (step, step, 0, holding))
             self._held[rule] = (first, step, times + 1, holding)

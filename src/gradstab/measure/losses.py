@@ -16,11 +16,13 @@ PACE = 0.05
 class Losses:
     """The recent losses in units of guessing's, ``chance``; without it, the first one stands in.
 
+    ``level`` is the recent loss over that of guessing, below it counted from the least; None if unknown or negative.
     ``best`` is the lowest level so far, up to ``progress``, and ``base`` says whose loss levels are counted in.
     ``trend`` follows the level slowly enough for no single batch to count, and ``lowest`` is the least that it was.
     """
 
     base = "guessing"
+    level: float | None = None
 
     def __init__(self, t: Thresholds, chance: float | None, least: float) -> None:
         self.best, self.least = math.inf, least
@@ -34,6 +36,7 @@ class Losses:
     def clear(self) -> None:
         """What was added so far is no recent loss."""
         self._recent.clear()
+        self.level = None
 
     def add(self, loss: float) -> bool:
         """Take in one step's loss; whether that is progress.
@@ -42,7 +45,7 @@ class Losses:
         """
         self._recent.append(loss)
         self._chance = loss if self._chance is None else self._chance
-        level = self.level
+        level = self.level = self._of_late(self._chance)
         if level is None:
             return False
         if level < (1 - self._progress) * self.best:
@@ -61,14 +64,12 @@ class Losses:
         assert self._chance is not None
         return loss / self._chance
 
-    @property
-    def level(self) -> float | None:
-        """The recent loss over that of guessing, below it counted from the least; None if unknown or negative."""
-        if not self._recent or self._chance is None or self._chance <= 0:
+    def _of_late(self, chance: float) -> float | None:
+        if chance <= 0:
             return None
-        recent, room = sum(self._recent) / len(self._recent), self._chance - self.least
-        if recent >= self._chance or room < ROUNDING * self._chance:
-            return recent / self._chance
+        recent, room = sum(self._recent) / len(self._recent), chance - self.least
+        if recent >= chance or room < ROUNDING * chance:
+            return recent / chance
         return max(recent - self.least, 0.0) / room if recent >= 0 else None
 
 

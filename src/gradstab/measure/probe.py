@@ -94,7 +94,7 @@ class GradientNorms(Generic[L]):
         if not self._on_cpu:
             return q.norms(grads, self._dtype).detach()
         # It is quicker to read them one by one than to stack them.
-        values = [norm.item() for norm in torch._foreach_norm(grads, 2, dtype=self._dtype)]
+        values = list(map(Tensor.item, torch._foreach_norm(grads, 2, dtype=self._dtype)))
         # NaN compares as it likes here; a norm that is NaN stays NaN in float64.
         if not (min(values) > SMALLEST and max(values) < LARGEST):
             for i, value in enumerate(values):

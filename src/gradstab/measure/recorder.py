@@ -23,7 +23,7 @@ FLUSH_SECONDS = 1.0
 _COUNTED = ("latest", "clipped_steps", "skipped_steps", "recorded_steps")
 
 
-@dataclass
+@dataclass(slots=True)
 class StepRecord:
     """One step as it is left on the device: 0-d loss, norms [P] per parameter before and after clipping.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -21,7 +20,7 @@ FALLING = 0.5
 TAKEN = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Course:
     """How the loss and the gradient went up to now.
 
@@ -126,7 +125,8 @@ def _erratic(course: Course, t: Thresholds) -> list[Holding]:
     # A loss that falls as fast as this is not what such steps leave behind.
     if course.level < FALLING * course.losses.trend:
         return []
-    jump = math.sqrt(sum([(b - a) ** 2 for a, b in pairwise(course.log_norms)]) / (len(course.log_norms) - 1))
+    norms = list(course.log_norms)
+    jump = math.dist(norms[1:], norms[:-1]) / math.sqrt(len(norms) - 1)
     if jump <= math.log(t.jump):
         return []
     factor = math.exp(min(jump, 700.0))

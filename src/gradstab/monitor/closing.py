@@ -1,4 +1,4 @@
-"""What has to be closed: at the end of a ``with`` block, or else of the interpreter."""
+"""A record that has to be closed: at the end of a ``with`` block, or else of the interpreter."""
 
 from __future__ import annotations
 
@@ -10,11 +10,25 @@ import warnings
 import weakref
 from abc import ABC, abstractmethod
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from gradstab.errors import ConfigError, GradstabError
+from gradstab.monitor.book import Book
 from gradstab.monitor.rows import ending
+
+# How many forks this process has come from: it is asked at every step, and the system's own number costs more.
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
 
 ENDINGS = ("completed", "interrupted", "failed", "diverged")
 
@@ -28,8 +42,10 @@ def check_ending(status: str) -> None:
 class Closing(ABC):
     """Calls :meth:`close` with how it ended, in the process that made it; a forked child has nothing to close."""
 
+    _book: Book
+
     def __init__(self) -> None:
-        self._process = os.getpid()
+        self._forks = _forks
         # A monitor that nobody holds any more is not held, with its whole network, until the end.
         self._last_call = partial(_close, weakref.ref(self))
         atexit.register(self._last_call)
@@ -46,6 +62,21 @@ class Closing(ABC):
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
+    @property
+    def directory(self) -> Path:
+        """Where the run is recorded."""
+        return self._book.directory
+
+    @property
+    def closed(self) -> bool:
+        """Whether the record has ended."""
+        return self._book.closed
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be measured, a line each; also in run.json."""
+        return list(self._book.notes)
+
     @abstractmethod
     def close(self, status: str = "completed", reason: str = "") -> None:
         """End what is open, and :meth:`forget` of it; later calls do nothing."""
@@ -56,7 +87,7 @@ class Closing(ABC):
 
     def check_process(self) -> None:
         """Raises :class:`GradstabError` in any other process: two would write into one file."""
-        if os.getpid() != self._process:
+        if _forks != self._forks:
             raise GradstabError("this monitor belongs to the process that made it; watch again in this one")
 
     def __enter__(self) -> Self:
@@ -74,7 +105,7 @@ class Closing(ABC):
             warnings.warn(f"watch: {problem}", stacklevel=2)
 
     def _at_exit(self) -> None:
-        if os.getpid() == self._process:
+        if _forks == self._forks:
             with contextlib.suppress(Exception):
                 self.close(*ending(getattr(sys, "last_value", None)))
 

@@ -20,7 +20,7 @@ from gradstab.monitor.layers import WatchedLayer
 _GRAD, _VERSION = operator.attrgetter("grad"), operator.attrgetter("_version")
 
 
-@dataclass
+@dataclass(slots=True)
 class Look:
     """Gradients as they were when they were looked at: norms [P], and what tells whether they changed since."""
 
@@ -135,10 +135,11 @@ class Looker:
 
     def _changed(self, look: Look, optimizer: Optimizer) -> bool:
         """Whether the gradients of an optimizer were changed in place, or replaced, since that look."""
-        grads = list(map(_GRAD, self.norms.parameters))
-        now = _versions(grads)
-        if all(map(operator.is_, grads, look.grads)) and now == look.versions:
+        same = all(map(operator.is_, map(_GRAD, self.norms.parameters), look.grads))
+        now = _versions(look.grads)
+        if same and now == look.versions:
             return False
+        grads = list(map(_GRAD, self.norms.parameters))
         return any(grads[i] is not look.grads[i] or now[i] != look.versions[i] for i in self.positions(optimizer))
 
     def _divisor(self, optimizers: Sequence[Optimizer], unscaled: Sequence[int]) -> Tensor | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradstab.measure.quantities import Scalar, as_tensor
+from gradstab.measure.quantities import as_tensor
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor import gradients, looking
 from gradstab.monitor.book import Book
@@ -45,6 +45,8 @@ class Monitor(Closing):
         self._looker = Looker(self._norms, settings.scaler, self._optimizers)
         self._row: Row | None = None
         self._step = 0
+        # Before this step nothing but norms is taken, as long as step() is told of no optimizer.
+        self._quiet = 0
         self.signals = Signals(model, self._layers, settings.conventions)
         self._book = Book(directory, model, settings.thresholds, settings.chance_loss, scaled=bool(settings.scaler))
         if compiled:
@@ -54,24 +56,9 @@ class Monitor(Closing):
         super().__init__()
 
     @property
-    def directory(self) -> Path:
-        """Where the run is recorded."""
-        return self._book.directory
-
-    @property
-    def closed(self) -> bool:
-        """Whether the record has ended."""
-        return self._book.closed
-
-    @property
     def layers(self) -> list[str]:
         """The watched layers' tags: in order of definition, and from the first step on as the network calls them."""
         return list(self._norms.tags)
-
-    @property
-    def notes(self) -> list[str]:
-        """What could not be measured, a line each; also in run.json."""
-        return list(self._book.notes)
 
     def follow(self, *optimizers: Optimizer) -> None:
         """Take these optimizers' learning rates, and look at gradients again as they step: what did clipping do?
@@ -94,7 +81,13 @@ class Monitor(Closing):
         """
         self._book.check_open()
         self.check_process()
-        value, lr = as_scalar(loss, self._norms.device), None if lr is None else as_rate(lr)
+        lr = None if lr is None else as_rate(lr)
+        if optimizer is None and self._step < self._quiet:
+            self._settle()
+            self._row = self._begin(loss, None, lr)
+            self._step += 1
+            return
+        as_scalar(loss, self._norms.device)
         if optimizer is not None:
             self.follow(optimizer := checked(optimizer))
         row = self._row
@@ -103,8 +96,12 @@ class Monitor(Closing):
         else:
             self._settle()
             self.signals.drop_earlier()
-            row = self._row = self._begin(value, loss is not None, optimizer, lr)
+            measured = self._see_to(optimizer)
+            row = self._begin(loss, optimizer, lr)
+            self._measure(row, everything=measured)
+            self._row, self._step = row, self._step + 1
         self._prepare(whole=optimizer is None or len(row.parts) >= len(self._optimizers))
+        self._quiet = 0 if self.signals.active else self._turns.quiet_until(self._step)
 
     def look(self) -> None:
         """Look at the gradients now, for the next :meth:`step` to record as those before clipping."""
@@ -146,7 +143,8 @@ class Monitor(Closing):
         if not self._book.close(status, reason, self._norms) and status == "completed":
             warnings.warn(f"{self.directory}: no step was recorded; call step(loss) after backward()", stacklevel=2)
 
-    def _begin(self, loss: Scalar, known: bool, optimizer: Optimizer | None, lr: float | None) -> Row:
+    def _see_to(self, optimizer: Optimizer | None) -> bool:
+        """See to all that is due before a step begins; whether everything is measured at it."""
         measured = self._turns.measures(self._step)
         self._turns.begin(self._step, optimizer, self._optimizers)
         if self._turns.rare:
@@ -157,18 +155,23 @@ class Monitor(Closing):
             self._rearrange()
         if measured and not self.signals.seen and not self._compiled:
             self._book.complain(UNSEEN, stacklevel=4)
-        look = self._looker.take(optimizer, self._followed.backwards)
-        if (measured or self._step == 0) and not as_tensor(look.norms).any():
-            self._book.complain(NO_GRADIENT, stacklevel=4, step=self._step)
-        rate = lr if lr is not None else learning_rate(self._optimizers if optimizer is None else [optimizer])
-        row = Row.of(self._step, loss, known, rate, look, self._followed.backwards)
-        row.awaiting, row.parts = ([optimizer], [optimizer]) if optimizer else (list(self._optimizers), [])
-        if measured:
+        return measured
+
+    def _begin(self, loss: Tensor | float | None, optimizer: Optimizer | None, lr: float | None) -> Row:
+        backwards = self._followed.backwards
+        look = self._looker.take(optimizer, backwards)
+        updating, parts = (list(self._optimizers), []) if optimizer is None else ([optimizer], [optimizer])
+        rate = learning_rate(updating) if lr is None else lr
+        value = as_scalar(loss, self._norms.device)
+        return Row.of(self._step, value, loss is not None, rate, look, backwards, updating, parts)
+
+    def _measure(self, row: Row, *, everything: bool) -> None:
+        if (everything or row.record.step == 0) and not as_tensor(row.look.norms).any():
+            self._book.complain(NO_GRADIENT, stacklevel=4, step=row.record.step)
+        if everything:
             self._book.decays(coupled_decay(self._optimizers, self._layers))
             row.record.quantities = self._read()
             row.before = looking.copied_weights(self._layers)
-        self._step += 1
-        return row
 
     def _extend(self, row: Row, optimizer: Optimizer) -> None:
         """Add what another optimizer is about to update to a step that has begun."""
@@ -184,17 +187,9 @@ class Monitor(Closing):
             return
         if done:
             row.take_update(self._layers)
-        if not row.awaiting or not holds(row.awaiting, optimizer):
-            return
-        row.awaiting = [other for other in row.awaiting if other is not optimizer]
-        # After another backward pass gradients are the next batch's: step() came after the update.
-        if row.backwards == self._followed.backwards:
-            norms = self._looker.look_again(row.look, optimizer, closely=row.before is not None or row.record.step == 0)
-            if norms is not None:
-                row.clipped(norms, self._looker.positions(optimizer))
-        if not row.awaiting:
-            # Nobody asks again what they were, and held on to they would take memory beside the next ones.
-            row.look.release()
+        if row.awaiting and holds(row.awaiting, optimizer):
+            # After another backward pass gradients are the next batch's: step() came after the update.
+            row.give_turn(optimizer, self._looker if row.backwards == self._followed.backwards else None)
 
     def _unsettled(self) -> Row | None:
         """The step begun last as long as its update is still to come; one that was made is recorded."""
@@ -210,7 +205,7 @@ class Monitor(Closing):
         if row is None:
             return
         idle = bool(row.awaiting) and self._followed.count_step() and self._settings.scaler is None
-        if row.settle(self._layers) and idle:
+        if (row.before is None or row.settle(self._layers)) and idle:
             self._book.complain(IDLE, stacklevel=4)
         self._book.add(row.record, row.post, row.unknown, self._norms)
 

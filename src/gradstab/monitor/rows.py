@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,29 +18,42 @@ from gradstab.errors import ConfigError
 from gradstab.measure.quantities import Norms, Scalar, as_tensor
 from gradstab.measure.recorder import StepRecord
 from gradstab.monitor.layers import WatchedLayer
-from gradstab.monitor.looking import Look, update_ratios
+from gradstab.monitor.looking import Look, Looker, update_ratios
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
-    """A step that may still change: its record, and what is to be known of it once the optimizers have stepped."""
+    """A step that may still change: its record, and what is to be known of it once the optimizers have stepped.
+
+    Its gradients were looked at after so many ``backwards``; ``unknown`` are the tags of what is not known so far.
+    """
 
     record: StepRecord
     look: Look
     unknown: list[str]
     backwards: int
-    awaiting: list[Optimizer] = field(default_factory=list)
-    parts: list[Optimizer] = field(default_factory=list)
+    awaiting: list[Optimizer]
+    parts: list[Optimizer]
     before: list[list[Tensor]] | None = None
     update: Tensor | None = None
     post: Norms | None = None
 
     @classmethod
-    def of(cls, step: int, loss: Scalar, known: bool, rate: float | None, look: Look, backwards: int) -> Row:
+    def of(
+        cls,
+        step: int,
+        loss: Scalar,
+        known: bool,
+        rate: float | None,
+        look: Look,
+        backwards: int,
+        awaiting: list[Optimizer],
+        parts: list[Optimizer],
+    ) -> Row:
         """A step with this loss and learning rate, as far as known, looked at after so many backward passes."""
         unknown = ["train/loss"] * (not known) + ["train/learning_rate"] * (rate is None)
         record = StepRecord(step, math.nan if rate is None else rate, loss, norms=look.norms)
-        return cls(record, look, unknown, backwards)
+        return cls(record, look, unknown, backwards, awaiting, parts)
 
     def learn(self, loss: Scalar) -> None:
         """Take the step's loss, which was not known when it began."""
@@ -89,9 +104,20 @@ class Row:
         self.parts.append(optimizer)
         self.awaiting.append(optimizer)
 
-    def clipped(self, norms: Norms, places: Sequence[int]) -> None:
-        """The gradients at ``places`` have these norms, [P], now that they are used."""
-        self.post = _replaced(self.look.norms if self.post is None else self.post, norms, places)
+    def give_turn(self, optimizer: Optimizer, looker: Looker | None) -> None:
+        """An optimizer that was awaited is about to step: what has become of its gradients since the look?
+
+        Without a ``looker`` they are no longer those that were looked at.
+        """
+        self.awaiting = [other for other in self.awaiting if other is not optimizer]
+        if looker is not None:
+            norms = looker.look_again(self.look, optimizer, closely=self.before is not None or self.record.step == 0)
+            if norms is not None:
+                before = self.look.norms if self.post is None else self.post
+                self.post = _replaced(before, norms, looker.positions(optimizer))
+        if not self.awaiting:
+            # Nobody asks again what they were, and held on to they would take memory beside the next ones.
+            self.look.release()
 
 
 def _replaced(norms: Norms, others: Norms, places: Sequence[int]) -> Norms:
@@ -116,7 +142,7 @@ def ending(error: BaseException | None) -> tuple[str, str]:
 
 def holds(optimizers: Sequence[Optimizer], one: Optimizer) -> bool:
     """Whether this very optimizer is among them."""
-    return any(one is other for other in optimizers)
+    return any(map(operator.is_, optimizers, itertools.repeat(one)))
 
 
 def as_rate(value: Any) -> float:
@@ -148,18 +174,26 @@ def as_scalar(loss: Tensor | float | None, device: torch.device, *, known: bool 
     It is a copy: the loop may go on adding to a tensor, or put it back to 0, before anybody reads it.
     """
     if isinstance(loss, Tensor):
-        if loss.numel() != 1:
-            raise ConfigError(f"loss: has shape {list(loss.shape)}; has to be one number")
-        if loss.is_complex():
-            raise ConfigError("loss: is complex; has to be one real number")
         if device.type == "cpu":
-            return float(loss.item())
+            try:
+                return float(loss.item())
+            except (RuntimeError, TypeError):
+                _check_one(loss)
+                raise
+        _check_one(loss)
         value = loss.detach().reshape(())
         return value.clone() if value.device == device else value.to(device)
     number = math.nan if loss is None and not known else as_number("loss", loss)
     if device.type == "cpu":
         return number
     return torch.full((), number, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+
+def _check_one(loss: Tensor) -> None:
+    if loss.numel() != 1:
+        raise ConfigError(f"loss: has shape {list(loss.shape)}; has to be one number")
+    if loss.is_complex():
+        raise ConfigError("loss: is complex; has to be one real number")
 
 
 def as_number(key: str, value: Any) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 
 from gradstab.monitor.rows import holds
+from gradstab.monitor.settings import RENEWED
 
 # So many steps in a row are measured at most, in waiting for an optimizer's turn.
 LONGEST_WAIT = 20
@@ -28,6 +29,16 @@ class Turns:
     def measures(self, step: int) -> bool:
         """Whether all quantities are taken at this step, and not norms alone."""
         return self._every is not None and (step % self._every == 0 or bool(self._waiting))
+
+    def quiet_until(self, step: int) -> int:
+        """The first step, from this one on, at which more is to be seen to than norms.
+
+        That is one at which parameters are looked at anew, or the one before a measured one, to prepare for that.
+        """
+        if self._waiting:
+            return step
+        renewed = step + -step % RENEWED
+        return renewed if self._every is None else min(renewed, step + -step % self._every - 1)
 
     def begin(self, step: int, optimizer: Optimizer | None, followed: Sequence[Optimizer]) -> None:
         """A step begins, with this optimizer's turn or, for None, with all of them at once."""
