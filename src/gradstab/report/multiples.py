@@ -87,38 +87,43 @@ class Drawer:
     def draw(self, data: Digest) -> Figure:
         """The picture of one run, good until the next is drawn."""
         with style.drawing(), mpl.rc_context(SMALL):
-            for axes in self._axes:
-                for artist in (*axes.lines, *axes.images, *axes.collections, *axes.texts):
-                    artist.remove()
             _fill(self._axes, data, self._shared)
         return self._figure
 
 
 def sheets(digests: Sequence[Digest], captions: Sequence[str]) -> Iterator[Figure]:
-    """The small pictures of all runs, with their captions, so many on a sheet."""
+    """The small pictures of all runs, with their captions, so many on a sheet; each is good until the next is drawn."""
     shared = scales(digests)
+    sheet: Figure | None = None
+    cells: list[tuple[tuple[Axes, Axes, Axes], Text]] = []
     for start in range(0, len(digests), PER_SHEET):
         chosen = digests[start : start + PER_SHEET]
-        columns = min(3 if len(chosen) <= 9 else 4, len(chosen))
-        rows = -(-len(chosen) // columns)
-        cell = HEIGHT + 0.35
         with style.drawing(), mpl.rc_context(SMALL):
-            fig = style.figure(rows * cell + 0.6, columns * WIDTH)
-            height = float(fig.get_size_inches()[1])
-            for i, data in enumerate(chosen):
-                left, bottom = (i % columns) / columns, 1 - ((i // columns) + 1) * cell / height
-                _fill(_three(fig, (left, bottom, 1 / columns, HEIGHT / height)), data, shared)
-                drawn = fig.text(
-                    left + 0.16 / columns, bottom + (HEIGHT + 0.08) / height, "", weight="bold", va="bottom"
-                )
-                _fit(drawn, captions[start + i], 0.82 * WIDTH * fig.dpi)
-            bar = fig.add_axes((0.16 / columns, 0.36 / height, 0.8 / columns, 0.12 / height))
-            _bar(fig, bar, shared)
-            legend = "below left: ‖δ‖ over depth, first (violet) and last (red) step, theory dashed"
-            legend += "\n× above the scale, inf or NaN, ▾ below it or 0 · heatmap: grey 0, magenta inf, red NaN"
-            wide = columns > 1
-            fig.text(1.13 / columns if wide else 0.02, (0.36 if wide else 0.02) / height, legend, color=style.MUTED)
-        yield fig
+            if sheet is None or len(chosen) != len(cells):
+                sheet, cells = _sheet(len(chosen), shared)
+            for (axes, drawn), data, caption in zip(cells, chosen, captions[start:], strict=False):
+                _fill(axes, data, shared)
+                _fit(drawn, caption, 0.82 * WIDTH * sheet.dpi)
+        yield sheet
+
+
+def _sheet(count: int, shared: Scales) -> tuple[Figure, list[tuple[tuple[Axes, Axes, Axes], Text]]]:
+    """An empty sheet for so many small pictures: each one's axes, and what will be its caption."""
+    columns, cell = min(3 if count <= 9 else 4, count), HEIGHT + 0.35
+    fig = style.figure(-(-count // columns) * cell + 0.6, columns * WIDTH)
+    height = float(fig.get_size_inches()[1])
+    cells = []
+    for i in range(count):
+        left, bottom = (i % columns) / columns, 1 - ((i // columns) + 1) * cell / height
+        axes = _three(fig, (left, bottom, 1 / columns, HEIGHT / height))
+        top = bottom + (HEIGHT + 0.08) / height
+        cells.append((axes, fig.text(left + 0.16 / columns, top, "", weight="bold", va="bottom")))
+    _bar(fig, fig.add_axes((0.16 / columns, 0.36 / height, 0.8 / columns, 0.12 / height)), shared)
+    legend = "below left: ‖δ‖ over depth, first (violet) and last (red) step, theory dashed"
+    legend += "\n× above the scale, inf or NaN, ▾ below it or 0 · heatmap: grey 0, magenta inf, red NaN"
+    wide = columns > 1
+    fig.text(1.13 / columns if wide else 0.02, (0.36 if wide else 0.02) / height, legend, color=style.MUTED)
+    return fig, cells
 
 
 def _fit(drawn: Text, caption: str, width: float) -> None:
@@ -152,8 +157,11 @@ def _three(fig: Figure, box: tuple[float, float, float, float]) -> tuple[Axes, A
 
 
 def _fill(axes: tuple[Axes, Axes, Axes], data: Digest, shared: Scales) -> None:
-    """One run's heatmap, and below it δ over depth (first and last measured step) and the training loss."""
+    """One run's heatmap, below it δ over depth (first and last measured step) and the loss, in place of another's."""
     top, depth, loss = axes
+    for one in axes:
+        for artist in (*one.lines, *one.images, *one.collections, *one.texts):
+            artist.remove()
     for one, present, what in (
         (top, data.heatmap, "no gradient norms recorded"),
         (depth, data.depth, "no profile"),
