@@ -76,6 +76,17 @@ def check_variances(act: Activation, *, dropout: float = 0.0, **variances: float
             raise ValueError(f"{name}={value:g}: has to be a finite number of at least 0")
 
 
+def check_lengths(act: Activation, q: ArrayLike, **variances: float) -> None:
+    """As :func:`check_variances`, and ValueError where a mean square is negative or NaN."""
+    check_variances(act, **variances)
+    try:
+        least = np.min(np.asarray(q, dtype=np.float64), initial=np.inf)
+    except (TypeError, ValueError):
+        raise ValueError(f"q={q!r}: has to be a number of at least 0, or an array of them") from None
+    if not least >= 0:
+        raise ValueError(f"q={least:g}: has to be at least 0")
+
+
 def checked_knobs(kind: str, given: Mapping[str, float] | None) -> Mapping[str, float]:
     """An activation's (``act_knobs``) or an init's (``init_knobs``); ValueError for names and values that are none."""
     given, known = given or {}, _KNOBS[kind]

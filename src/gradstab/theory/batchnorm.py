@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array
-from gradstab.theory.arguments import check_network
+from gradstab.theory.arguments import check_network, check_variances
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.maps import mean, second_moment, slope_moment
 from gradstab.theory.quadrature import pair_expectation, sphere
@@ -73,6 +73,7 @@ def batch_norm_rate(act: Activation, batch_size: int | None = None, *, dropout: 
     σ_w and σ_b drop out. The norm's factor is √λ. B → ∞: E φ'²/Var φ ≥ 1, and it explodes for every φ; linear:
     (B-2)/(B-3).
     """
+    check_variances(act, dropout=dropout)
     check_network((), dropout, batch_size=batch_size)
     moments = batch_norm_moments(act, batch_size)
     return moments.backward(dropout) / moments.variance(dropout)
@@ -80,4 +81,5 @@ def batch_norm_rate(act: Activation, batch_size: int | None = None, *, dropout: 
 
 def layer_norm_rate(act: Activation) -> float:
     """χ_LN = E φ'(z)²/E φ(z)²: the same for LayerNorm before φ in wide layers with biases 0; dropout cancels."""
+    check_variances(act)
     return float(slope_moment(act, 1.0) / second_moment(act, 1.0))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array
-from gradstab.theory.arguments import check_correlation, check_variances
+from gradstab.theory.arguments import check_correlation, check_lengths, check_variances
 from gradstab.theory.quadrature import gaussian_expectation, pair_expectation
 
 # x φ(x) and x² stay normal numbers between these.
@@ -81,16 +81,19 @@ def mean_slope(act: Activation, q: Array | float) -> Array:
 
 def length_map(act: Activation, q: Array | float, sigma_w2: float, sigma_b2: float = 0.0) -> Array:
     """q of the next layer: σ_w² E φ(√q z)² + σ_b² (Poole 2016, Eq. 3)."""
+    check_lengths(act, q, sigma_w2=sigma_w2, sigma_b2=sigma_b2)
     return sigma_w2 * second_moment(act, q) + sigma_b2
 
 
 def chi_parallel(act: Activation, q: Array | float, sigma_w2: float) -> Array:
     """χ∥, the slope of the length map: σ_w² dE φ²/dq. Below 1, a fixed point attracts."""
+    check_lengths(act, q, sigma_w2=sigma_w2)
     return sigma_w2 * second_moment_slope(act, q)
 
 
 def chi_1(act: Activation, q: Array | float, sigma_w2: float) -> Array:
     """χ₁ = σ_w² E φ'(√q z)²: the factor per layer on the *squared* gradient norm; the norm's is √χ₁."""
+    check_lengths(act, q, sigma_w2=sigma_w2)
     return sigma_w2 * slope_moment(act, q)
 
 
@@ -142,6 +145,8 @@ def _correlation_and_slope(
     def products(x: Array, y: Array) -> Array:
         return np.stack([act.phi(x) * act.phi(y), act.slope(x) * act.slope(y)])
 
+    if q == 0 and not sigma_b2 and not act.at_zero:
+        raise ValueError("q=0: two inputs without length have no correlation")
     product, slopes = pair_expectation(products, c, q, act.kinks)
     following = float(length_map(act, q, sigma_w2 / (1 - dropout), sigma_b2))
     return float(sigma_w2 * product + sigma_b2) / following, float(sigma_w2 * slopes) * q / following

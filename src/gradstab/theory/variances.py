@@ -34,6 +34,10 @@ class Variances:
     output: float = 0.0
 
 
+INITS = (
+    *("critical", "default", "delta_orthogonal", "kaiming_normal", "kaiming_uniform", "lecun_normal", "lsuv"),
+    *("normal", "orthogonal", "uniform", "variance", "xavier_normal", "xavier_uniform"),
+)
 _NO_THEORY = {
     "zeros": "every weight is 0, so no signal passes and no gradient reaches a hidden layer",
     "constant": "all units of a layer are one and the same; mean-field theory needs independent weights",
@@ -100,7 +104,7 @@ def _sigma_w2(init: str, knobs: Mapping[str, float], fan: Fan, act: str, act_slo
             return min(1.0, fan.fan_in / fan.fan_out)
         case "variance":
             return _knob(init, knobs, "sigma_w2")
-    raise ValueError(f"init={init}: not known to the theory")
+    raise ValueError(f"init={init}: not known to the theory; allowed: {', '.join(INITS)}")
 
 
 def _sigma_b2(init: str, knobs: Mapping[str, float], fan: Fan) -> float:

@@ -46,3 +46,8 @@ def test_what_has_no_theory() -> None:
         predict(act="swish", widths=[10, 10, 10], q0=1.0)
     with pytest.raises(ValueError, match="residual=yes: allowed"):
         predict(act="tanh", widths=[10, 10, 10], q0=1.0, residual="yes")
+    with pytest.raises(ValueError, match="init=he: not known to the theory") as caught:
+        predict(act="tanh", widths=[10, 10, 10], q0=1.0, init="he")
+    # All that the configuration has, but for those that there is no theory of.
+    allowed = str(caught.value).partition("allowed: ")[2].split(", ")
+    assert set(allowed) == OPTIONS["init"].keys() - {"zeros", "constant", "identity", "fixup"}

@@ -21,6 +21,8 @@ from gradstab.theory import (
     depth_scales,
     fixed_points,
     half_stable_point,
+    layer_norm_rate,
+    predict,
     predict_lenet5,
     signal_shares,
 )
@@ -51,7 +53,17 @@ TANH = activation("tanh")
         (lambda: critical_sigma_w2(TANH, 0.0, 2.0), "dropout=2"),
         (lambda: critical_point(TANH, -1.0), "sigma_b2=-1"),
         (lambda: correlation_map(TANH, 2.0, 1.0, 1.0), "c=2: has to be a correlation between -1 and 1"),
+        (lambda: correlation_map(TANH, 0.5, 0.0, 2.0), "q=0: two inputs without length have no correlation"),
+        (lambda: chi_c(activation("relu"), 0.5, 0.0, 2.0), "q=0: two inputs"),
         (lambda: chi_c(TANH, 0.5, 1.0, 1.0, dropout=1.0), "dropout=1"),
+        (lambda: chi_1(TANH, -1.0, 2.0), "q=-1: has to be at least 0"),
+        (lambda: chi_parallel(TANH, math.nan, 2.0), "q=nan"),
+        (lambda: step(activation("relu"), np.array([1.0, -2.0]), 2.0), "q=-2"),
+        (lambda: step("tanh", 1.0, 2.0), "act='tanh': has to be an Activation"),  # type: ignore[arg-type]
+        (lambda: chi_1(TANH, 1.0, -2.0), "sigma_w2=-2"),
+        (lambda: layer_norm_rate("relu"), "act='relu': has to be an Activation"),  # type: ignore[arg-type]
+        (lambda: batch_norm_rate("relu"), "act='relu': has to be an Activation"),  # type: ignore[arg-type]
+        (lambda: predict(act="tanh", init="foo", widths=[4, 8, 2], q0=1.0), "init=foo: .* allowed: critical, default"),
         (lambda: batch_norm_rate(TANH, 32, dropout=1.0), "dropout=1"),
         (lambda: predict_lenet5(act="relu", q0=1.0, correlations=(2.0, 0.5)), "correlations=2"),
         (lambda: signal_shares(act="tanh", widths=[4, 8, 2], q0=-1.0, c0=0.5, dropout=0.1), "q0=-1"),
@@ -63,6 +75,11 @@ def test_what_cannot_be_is_told_in_one_line(asked: Callable[[], object], said: s
     with pytest.raises((ValueError, TypeError), match=said) as told:
         asked()
     assert "\n" not in str(told.value)
+
+
+def test_from_biases_alone_two_inputs_become_one() -> None:
+    """Inputs of length 0 leave a layer's units with their biases, the same for both."""
+    assert correlation_map(TANH, 0.5, 0.0, 2.0, 0.1) == pytest.approx(1.0)
 
 
 def test_selu_moment_map_has_the_published_jacobian() -> None:
