@@ -90,10 +90,11 @@ KINDS = [
 ]
 
 
-def test_every_kind_of_override(loader: ConfigLoaderImpl) -> None:
+@pytest.mark.parametrize("kinds", [KINDS[::3], pytest.param(KINDS, marks=pytest.mark.slow)], ids=["third", "all"])
+def test_every_kind_of_override(loader: ConfigLoaderImpl, kinds: list[list[str]]) -> None:
     quick = CellLoader(loader.get_search_path())
     master = _master(loader, "+hydra.job.env_set.A=b", "hydra.job.config.override_dirname.item_sep=__")
-    for words in KINDS:
+    for words in kinds:
         _same(loader, quick, master, words)
 
 
