@@ -150,7 +150,7 @@ def _say_what_is_missing(request: Request, found: Sequence[runs.Run], note: Call
     for run in noted[:NOTED]:
         note(f"{run.name}: {'; '.join(run.notes)}")
     if len(noted) > NOTED:
-        note(f"and {len(noted) - NOTED} more runs are not complete; the page says what each lacks")
+        note(f"and {len(noted) - NOTED} more not complete; the page says what each lacks")
 
 
 def _write_pictures(

@@ -81,7 +81,7 @@ def check_lengths(act: Activation, q: ArrayLike, **variances: float) -> None:
     check_variances(act, **variances)
     try:
         least = np.min(np.asarray(q, dtype=np.float64), initial=np.inf)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"q={q!r}: has to be a number of at least 0, or an array of them") from None
     if not least >= 0:
         raise ValueError(f"q={least:g}: has to be at least 0")
@@ -104,9 +104,11 @@ def checked_knobs(kind: str, given: Mapping[str, float] | None) -> Mapping[str, 
 def _number(name: str, value: Any) -> float:
     """The value as it is; ValueError for what is no number."""
     try:
-        return float(value)
+        if not isinstance(value, str | bytes):
+            return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name}={value!r}: has to be a number") from None
+        pass
+    raise ValueError(f"{name}={value!r}: has to be a number")
 
 
 def _is_count(value: Any) -> bool:
@@ -121,7 +123,7 @@ def lengths_of(q0: ArrayLike, depth: int) -> Array:
     """
     try:
         lengths = np.atleast_1d(np.asarray(q0, dtype=np.float64)).ravel()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"q0={q0!r}: has to be a mean square of at least 0, or an array of them") from None
     if not np.isfinite(lengths).all():
         raise NoTheory("q0: the inputs' mean squares are not all finite")

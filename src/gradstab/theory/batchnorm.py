@@ -39,6 +39,10 @@ class BatchNormMoments:
         return self.own / (1 - dropout) + self.cross
 
 
+# From here on rounding costs more digits than the limit.
+_AS_GOOD_AS_INFINITE = 1e9
+
+
 @lru_cache(maxsize=256)
 def batch_norm_moments(act: Activation, batch_size: int | None = None) -> BatchNormMoments:
     """The moments that BatchNorm makes of φ with a batch of B samples, None for B → ∞.
@@ -46,7 +50,7 @@ def batch_norm_moments(act: Activation, batch_size: int | None = None) -> BatchN
     Raises :class:`NoTheory` for B ≤ 3, where the expected squared gradient norm is infinite (B = 3) or, but for
     BatchNorm's eps, every gradient is 0 (B = 2).
     """
-    if batch_size is None:
+    if batch_size is None or batch_size > _AS_GOOD_AS_INFINITE:
         own = float(slope_moment(act, 1.0))
         return BatchNormMoments(float(second_moment(act, 1.0)), float(mean(act, 1.0)) ** 2, own, 0.0)
     if batch_size <= 3:

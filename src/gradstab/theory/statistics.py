@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array
+from gradstab.theory.arguments import check_network, check_variances
+from gradstab.theory.errors import NoTheory
 from gradstab.theory.maps import mean, second_moment
 from gradstab.theory.prediction import Prediction
 from gradstab.theory.quadrature import pair_expectation, sphere
@@ -25,8 +27,12 @@ def activation_statistics(
     before the activation, whose output is a coordinate of a random point on a sphere; None: a normal variable. What
     does not apply is left out: saturation of an unbounded activation, dead units of one that is flat somewhere (their
     share depends on how correlated all samples of a batch are) unless BatchNorm centres it, and everything where units
-    differ in their variance, as LeNet-5's do.
+    differ in their variance, as LeNet-5's do. Raises :class:`NoTheory` for a ``batch_size`` of 3 or fewer.
     """
+    check_variances(act)
+    check_network((), 0.0, batch_size=batch_size)
+    if batch_size is not None and batch_size <= 3:
+        raise NoTheory(f"batch_size={batch_size}: batch norm has a prediction from 4 samples on")
     variance = prediction.phi_variance
     if variance is None:
         return {}

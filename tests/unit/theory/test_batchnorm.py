@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gradstab.theory import NoTheory, activation, batch_norm_rate, layer_norm_rate, predict
+from gradstab.theory import NoTheory, activation, activation_statistics, batch_norm_rate, layer_norm_rate, predict
 from gradstab.theory.batchnorm import batch_norm_moments
 
 
@@ -77,3 +77,16 @@ def test_layer_norm_rate() -> None:
     assert layer_norm_rate(activation("relu")) == pytest.approx(1, rel=1e-12)
     # E φ'² / E φ² of erf at variance 1.
     assert layer_norm_rate(activation("erf")) == pytest.approx(2 / np.sqrt(5) / np.arcsin(2 / 3), rel=1e-12)
+
+
+@pytest.mark.parametrize("samples", [10**6, 10**9, 10**13, 10**16, 10**300])
+def test_so_many_samples_are_as_good_as_infinitely_many(samples: int) -> None:
+    tanh = activation("tanh")
+    assert batch_norm_rate(tanh, samples) == pytest.approx(batch_norm_rate(tanh), rel=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_statistics_of_so_few_samples_are_refused(samples: int) -> None:
+    predicted = predict(act="tanh", widths=[8, 9, 9, 4], q0=1.0)
+    with pytest.raises(NoTheory, match=f"batch_size={samples}: "):
+        activation_statistics(activation("tanh"), predicted, batch_size=samples)

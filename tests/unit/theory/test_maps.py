@@ -16,6 +16,7 @@ from gradstab.theory import (
     chi_c,
     chi_parallel,
     correlation_map,
+    critical_line,
     critical_point,
     critical_sigma_w2,
     depth_scales,
@@ -61,6 +62,10 @@ TANH = activation("tanh")
         (lambda: step(activation("relu"), np.array([1.0, -2.0]), 2.0), "q=-2"),
         (lambda: step("tanh", 1.0, 2.0), "act='tanh': has to be an Activation"),  # type: ignore[arg-type]
         (lambda: chi_1(TANH, 1.0, -2.0), "sigma_w2=-2"),
+        (lambda: step(TANH, 10**400, 1.0), "q=1000.*: has to be a number"),  # type: ignore[arg-type]
+        (lambda: fixed_points(TANH, "1.5"), "sigma_w2='1.5': has to be a number"),  # type: ignore[arg-type]
+        (lambda: critical_line("tanh", 1.0), "act='tanh': has to be an Activation"),  # type: ignore[arg-type]
+        (lambda: critical_line(TANH, "x"), "q='x': has to be a number"),  # type: ignore[arg-type]
         (lambda: layer_norm_rate("relu"), "act='relu': has to be an Activation"),  # type: ignore[arg-type]
         (lambda: batch_norm_rate("relu"), "act='relu': has to be an Activation"),  # type: ignore[arg-type]
         (lambda: predict(act="tanh", init="foo", widths=[4, 8, 2], q0=1.0), "init=foo: .* allowed: critical, default"),
