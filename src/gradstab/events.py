@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -35,6 +35,8 @@ MAX_SHOWN = 64
 
 Vector = NDArray[np.float64]
 
+# Held here until they are closed: else a collector may close them before what would write to them last.
+_OPEN: set[BinaryIO] = set()
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -76,6 +78,7 @@ class EventWriter:
         self.path = directory / (name if state is None else state["name"])
         # So much that the steps between two flushes go to the file in one write.
         self._file = self.path.open("xb" if state is None else "r+b", buffering=2**18)
+        _OPEN.add(self._file)
         self._layers = list(layers)
         self._described: set[str] = set()
         self._templates: dict[Any, _Template] = {}
@@ -140,6 +143,7 @@ class EventWriter:
 
     def close(self) -> None:
         """Flush and close; nothing can be written afterwards."""
+        _OPEN.discard(self._file)
         self._file.close()
 
     def _template(self, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> _Template:

@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -148,6 +149,88 @@ def test_a_loss_that_is_none_costs_no_other_step(tmp_path: Path, every: int | No
     assert ("update_ratio" in records.vectors) == bool(measured)
     if measured:
         assert records.vectors["update_ratio"].steps.tolist() == measured
+
+
+@pytest.mark.parametrize("wrong_at", [0, 1, 5])
+@pytest.mark.parametrize("way", ["look", "supply", "clip"])
+def test_a_loss_that_is_none_leaves_the_open_step_as_it_was(tmp_path: Path, way: str, wrong_at: int) -> None:
+    model, x = mlp(4, 6, 2), torch.randn(5, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses, norms = [], []
+    with watch(model, tmp_path / "run", optimizer=optimizer) as monitor:
+        for number in range(8):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            losses.append(loss.item())
+            norms.append(
+                float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+            )
+            if way == "look":
+                monitor.look()
+                nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            else:
+                monitor.step(*([] if way == "supply" else [loss]))
+            if number == wrong_at:
+                with pytest.raises(ConfigError, match=r"^loss: has shape \[2\]"):
+                    monitor.step(torch.ones(2))
+            if way == "look":
+                monitor.step(loss)
+            elif way == "supply":
+                monitor.supply(loss)
+            else:
+                nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            optimizer.step()
+    scalars = read_records(tmp_path / "run").scalars
+    assert scalars["train/loss"].values.tolist() == pytest.approx(losses)
+    assert scalars["global_grad_norm/pre_clip"].values.tolist() == pytest.approx(norms)
+    clipped = norms if way == "supply" else [0.01] * 8
+    assert scalars["global_grad_norm/post_clip"].values.tolist() == pytest.approx(clipped, rel=1e-4)
+
+
+LEFT = """
+import gc, os, sys, torch
+from gradstab import watch
+def train(place):
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = watch(model, place, optimizer=optimizer)
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = model(torch.randn(4, 3)).square().mean()
+        loss.backward()
+        monitor.step(loss)
+        optimizer.step()
+    return monitor
+if sys.argv[2] == "dropped":
+    train(sys.argv[1])
+    gc.collect()
+    os._exit(0)
+monitor = train(sys.argv[1])
+if (child := os.fork()) == 0:
+    try:
+        with monitor:
+            getattr(monitor, sys.argv[2])()
+    except Exception as error:
+        print(type(error).__name__)
+    finally:
+        sys.stdout.flush()
+        os._exit(0)
+os.waitpid(child, 0)
+monitor.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+@pytest.mark.parametrize(("what", "said"), [("dropped", ""), ("close", ""), ("verdict", "GradstabError\n")])
+def test_dropped_ones_are_ended_in_order_and_a_forked_child_writes_nothing(
+    tmp_path: Path, what: str, said: str
+) -> None:
+    command = [sys.executable, "-W", "error", "-c", LEFT, str(tmp_path / "run"), what]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (said, "")
+    assert read_run(tmp_path / "run")["status"] == "completed"
+    assert read_records(tmp_path / "run").scalars["train/loss"].steps.tolist() == list(range(10))
 
 
 def test_a_verdict_between_turns_does_not_split_the_round(tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ class Closing(ABC):
         """The interpreter's end is nothing to wait for any more."""
         atexit.unregister(self._last_call)
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this is a process that was forked from the one that made it."""
+        return _forks != self._forks
+
     def check_process(self) -> None:
         """Raises :class:`GradstabError` in any other process: two would write into one file."""
         if _forks != self._forks:
@@ -105,7 +110,7 @@ class Closing(ABC):
             warnings.warn(f"watch: {problem}", stacklevel=2)
 
     def _at_exit(self) -> None:
-        if _forks == self._forks:
+        if not self.elsewhere:
             with contextlib.suppress(Exception):
                 self.close(*ending(getattr(sys, "last_value", None)))
 

@@ -82,12 +82,13 @@ class Monitor(Closing):
         self._book.check_open()
         self.check_process()
         lr = None if lr is None else as_rate(lr)
+        if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.is_floating_point()):
+            as_scalar(loss, self._norms.device)  # Refused, if so, before anything is settled.
         if optimizer is None and self._step < self._quiet:
             self._settle()
             self._row = self._begin(loss, None, lr)
             self._step += 1
             return
-        as_scalar(loss, self._norms.device)
         if optimizer is not None:
             self.follow(optimizer := checked(optimizer))
         row = self._row
@@ -118,6 +119,7 @@ class Monitor(Closing):
     def evaluated(self, loss: float, accuracy: float | None = None) -> None:
         """Record a loss, and an accuracy in [0, 1], on data that is not trained on, after the steps so far."""
         self._book.check_open()
+        self.check_process()
         figures = as_number("loss", loss), as_share("accuracy", accuracy)
         self._unsettled()
         self._book.evaluated(self._step, *figures)
@@ -127,12 +129,13 @@ class Monitor(Closing):
 
         Raises :class:`GradstabError` before the first step.
         """
+        self.check_process()
         return self._book.verdict(self._norms, self._unsettled())
 
     def close(self, status: str = "completed", reason: str = "") -> None:
         """Write what is left and run.json, and take every hook away; only :meth:`verdict` can be asked afterwards."""
         check_ending(status)
-        if self._book.closed:
+        if self._book.closed or self.elsewhere:
             return
         self.forget()
         self.signals.stop()
