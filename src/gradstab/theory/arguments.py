@@ -72,8 +72,8 @@ def check_variances(act: Activation, *, dropout: float = 0.0, **variances: float
         raise TypeError(f"act={act!r}: has to be an Activation, as activation(name) gives it")
     check_rate(dropout)
     for name, value in variances.items():
-        if not 0 <= _number(name, value) < math.inf:
-            raise ValueError(f"{name}={value:g}: has to be a finite number of at least 0")
+        if not 0 <= _number(name, value) < _MOST:
+            raise ValueError(f"{name}={value:g}: has to be a finite number of at least 0, below {_MOST:g}")
 
 
 def check_lengths(act: Activation, q: ArrayLike, **variances: float) -> None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array
-from gradstab.theory.arguments import check_lengths, check_variances
+from gradstab.theory.arguments import check_variances
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.fixed_points import Stability, crossings, fixed_points, roots
 from gradstab.theory.maps import second_moment, second_moment_slope, slope_moment
@@ -36,8 +36,12 @@ def critical_line(act: Activation, q: Array | float) -> tuple[Array, Array, Arra
 
     σ_w² = 1/E φ'², σ_b² = q - σ_w² E φ². Where σ_b² < 0 there is no such network; where χ∥ > 1 its q is unstable.
     """
-    check_lengths(act, q)
-    if not (np.isfinite(q) & (np.asarray(q) > 0)).all():
+    check_variances(act)
+    try:
+        allowed = bool((np.isfinite(q) & (np.asarray(q) > 0)).all())
+    except TypeError:
+        allowed = False
+    if not allowed:
         raise ValueError(f"q={q}: has to be a finite length above 0, or an array of them")
     sigma_w2 = 1 / slope_moment(act, q)
     return sigma_w2, q - sigma_w2 * second_moment(act, q), sigma_w2 * second_moment_slope(act, q)

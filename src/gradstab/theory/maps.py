@@ -125,10 +125,12 @@ def stable_correlation(
     """The correlation c* that any two inputs approach, and the map's slope there.
 
     The map is a power series in c without negative terms, so it is convex on [0, 1]: c* = 1 where χ₁ ≤ 1, else the
-    one fixed point below 1, which Newton's method reaches from 0 without overshooting.
+    one fixed point below 1, which Newton's method reaches from 0 without overshooting. NaN where every c stays.
     """
     if not dropout and (chi := float(chi_1(act, q, sigma_w2))) <= 1 + 1e-9:
-        return 1.0, chi
+        # Convex, and with this slope at both ends: a straight line, which the identity's is at χ₁ = 1.
+        stays = chi > 1 - 1e-9 and _correlation_and_slope(act, 0.0, q, sigma_w2, sigma_b2, dropout)[1] > 1 - 1e-9
+        return np.nan if stays else 1.0, chi
     c = 0.0
     for _ in range(60):
         value, slope = _correlation_and_slope(act, c, q, sigma_w2, sigma_b2, dropout)

@@ -47,6 +47,10 @@ TANH = activation("tanh")
     [
         (lambda: fixed_points(TANH, -1.0), "sigma_w2=-1: has to be a finite number of at least 0"),
         (lambda: fixed_points(TANH, math.inf), "sigma_w2=inf"),
+        (
+            lambda: fixed_points(TANH, 1e297),
+            "sigma_w2=1e\\+297: has to be a finite number of at least 0, below 1e\\+100",
+        ),
         (lambda: fixed_points(TANH, 1.0, -1.0), "sigma_b2=-1"),
         (lambda: fixed_points("tanh", 1.0), "act='tanh': has to be an Activation"),  # type: ignore[arg-type]
         (lambda: depth_scales(TANH, 1.0, dropout=1.0), "dropout=1: has to be at least 0 and below 1"),
@@ -65,7 +69,7 @@ TANH = activation("tanh")
         (lambda: step(TANH, 10**400, 1.0), "q=1000.*: has to be a number"),  # type: ignore[arg-type]
         (lambda: fixed_points(TANH, "1.5"), "sigma_w2='1.5': has to be a number"),  # type: ignore[arg-type]
         (lambda: critical_line("tanh", 1.0), "act='tanh': has to be an Activation"),  # type: ignore[arg-type]
-        (lambda: critical_line(TANH, "x"), "q='x': has to be a number"),  # type: ignore[arg-type]
+        (lambda: critical_line(TANH, "x"), "q=x: has to be a finite length above 0"),  # type: ignore[arg-type]
         (lambda: layer_norm_rate("relu"), "act='relu': has to be an Activation"),  # type: ignore[arg-type]
         (lambda: batch_norm_rate("relu"), "act='relu': has to be an Activation"),  # type: ignore[arg-type]
         (lambda: predict(act="tanh", init="foo", widths=[4, 8, 2], q0=1.0), "init=foo: .* allowed: critical, default"),
@@ -85,6 +89,21 @@ def test_what_cannot_be_is_told_in_one_line(asked: Callable[[], object], said: s
 def test_from_biases_alone_two_inputs_become_one() -> None:
     """Inputs of length 0 leave a layer's units with their biases, the same for both."""
     assert correlation_map(TANH, 0.5, 0.0, 2.0, 0.1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("name", "sigma_w2"), [("identity", 1.0), ("relu", 2.0), ("leaky_relu", 2 / 1.0001)])
+def test_correlations_at_the_edge_of_chaos(name: str, sigma_w2: float) -> None:
+    """Iterated, the map of linear layers leaves any correlation where it is; kinks bring it to 1, if slowly."""
+    act, c = activation(name), 0.3
+    for _ in range(200):
+        c = correlation_map(act, c, 1.0, sigma_w2)
+    found = depth_scales(act, sigma_w2).c
+    if name == "identity":
+        assert c == pytest.approx(0.3)
+        assert math.isnan(found)
+    else:
+        assert c > 0.99
+        assert found == 1.0
 
 
 def test_selu_moment_map_has_the_published_jacobian() -> None:
