@@ -285,6 +285,7 @@ def test_out_dir_that_is_a_file_is_refused(here: Here, tmp_path: Path) -> None:
     assert "out_dir=file" in done.stderr
 
 
+@pytest.mark.slow
 def test_runs_started_together_get_directories_of_their_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gradstab", "train", *TINY, "quiet=true"]
     processes = [subprocess.Popen(command, cwd=tmp_path) for _ in range(2)]

@@ -293,7 +293,9 @@ def test_joblib_sets_the_threads_of_its_workers(
 
 
 @pytest.mark.usefixtures("slurm")
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "ray" else name for name in LAUNCHERS]
+)
 def test_every_task_is_done_once_and_what_it_raises_is_told(
     name: str,
     tmp_path: Path,

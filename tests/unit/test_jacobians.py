@@ -234,6 +234,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux tells them")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_outputs_times_batch() -> None:
     """One Jacobian through the whole batch would be 300 × 1437 × 300 numbers, a gigabyte."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=False)

@@ -95,7 +95,10 @@ print(footprint(config).total / (after - before))
     "words",
     [
         ("model.depth=4", "model.width=1800", "optimizer=adam"),
-        ("model.depth=4", "model.width=1800", "optimizer=sgd", "measure=none", "precision=float64"),
+        pytest.param(
+            ("model.depth=4", "model.width=1800", "optimizer=sgd", "measure=none", "precision=float64"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(("model.depth=40", "model.width=512", "batch_size=1024", "act=tanh"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
