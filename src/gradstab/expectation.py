@@ -230,7 +230,7 @@ def _known(value: float) -> float | None:
 def caveats(config: Config) -> tuple[str, ...]:
     """What a person should know before a run of this configuration, one line each: an edge of chaos that is not stable.
 
-    Free of cost, and of any import of scipy, but for ``init=critical``.
+    Free of cost but for ``init=critical``.
     """
     if config.init.name != "critical":
         return ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradstab.errors import ConfigError
 from gradstab.initializers.draw import Draw, normal
+from gradstab.theory import NoTheory, activation, critical_sigma_w2, has_edge
 
 
 def critical(draw: Draw, *, sigma_b2: float) -> None:
@@ -14,9 +15,6 @@ def critical(draw: Draw, *, sigma_b2: float) -> None:
     squared gradients by 1/(1-p), so sigma_w2 is multiplied by 1-p (Pretorius et al. 2018, arXiv:1811.00293). Raises
     :class:`ConfigError` where the activation has no edge of chaos at ``sigma_b2``.
     """
-    # Only this scheme needs the theory, whose scipy takes a quarter of a second to import.
-    from gradstab.theory import NoTheory, activation, critical_sigma_w2, has_edge
-
     act = activation(draw.act_name, **draw.act_knobs)
     try:
         sigma_w2 = critical_sigma_w2(act, sigma_b2, draw.dropout)

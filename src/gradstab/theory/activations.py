@@ -1,8 +1,4 @@
-"""The activations as the theory needs them: φ, φ', their kinks and, where they exist, closed-form Gaussian moments.
-
-All in numpy. scipy.special takes a quarter of a second to import and only erf, GELU and hardtanh need it, so it is
-imported where it is used.
-"""
+"""The activations as the theory needs them: φ, φ', their kinks and, where they exist, closed-form Gaussian moments."""
 
 from __future__ import annotations
 
@@ -11,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gradstab.theory.special import erf, erfc, normal_cdf, square_within
 
 Array = NDArray[np.float64]
 Function = Callable[[Array], Array]
@@ -59,7 +57,7 @@ def activation(name: str, *, slope: float = 0.01, alpha: float = 1.0) -> Activat
         return _rectifier(name, slope)
     if name == "elu":
         return _elu(name, alpha, scale=1.0)
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise ValueError(f"act={name}: allowed: {', '.join(sorted([*_ACTIVATIONS, 'elu', 'leaky_relu']))}")
     return _ACTIVATIONS[name]
 
@@ -133,12 +131,6 @@ def _mish_slope(x: Array) -> Array:
     return np.asarray(t + x * (1 - np.square(t)) * _sigmoid(x))
 
 
-def _erf(x: Array) -> Array:
-    from scipy.special import erf  # type: ignore[import-untyped]
-
-    return np.asarray(erf(x))
-
-
 def _erf_slope(x: Array) -> Array:
     return np.asarray(2 / np.sqrt(np.pi) * np.exp(-np.square(x)))
 
@@ -147,13 +139,6 @@ def _erf_moments(q: Array) -> tuple[Array, Array, Array]:
     """Williams 1997: E φ² = (2/π) asin(2q/(1+2q)), E φ'² = (4/π)/√(1+4q)."""
     root = np.sqrt(1 + 4 * q)
     return 2 / np.pi * np.arcsin(2 * q / (1 + 2 * q)), 4 / np.pi / root, 4 / np.pi / root / (1 + 2 * q)
-
-
-def normal_cdf(x: Array) -> Array:
-    """Φ, the distribution function of the standard normal."""
-    from scipy.special import ndtr
-
-    return np.asarray(ndtr(x))
 
 
 def _gelu_slope(x: Array) -> Array:
@@ -173,12 +158,10 @@ def _gelu_moments(q: Array) -> tuple[Array, Array, Array]:
 
 
 def _hardtanh_moments(q: Array) -> tuple[Array, Array, Array]:
-    """E[x²; |x|<1] + P(|x|>1), P(|x|<1) and E[x²; |x|<1]/q; the last is an incomplete gamma function."""
-    from scipy.special import erf, erfc, gammainc
-
+    """E[x²; |x|<1] + P(|x|>1), P(|x|<1) and E[x²; |x|<1]/q."""
     edge = 1 / np.sqrt(2 * q)
-    inside = np.asarray(gammainc(1.5, edge**2))
-    return q * inside + np.asarray(erfc(edge)), np.asarray(erf(edge)), inside
+    inside = square_within(edge)
+    return q * inside + erfc(edge), erf(edge), inside
 
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -198,7 +181,7 @@ _ACTIVATIONS: dict[str, Activation] = {
         Activation("silu", lambda x: x * _sigmoid(x), _silu_slope, monotone=False),
         Activation("gelu", lambda x: x * normal_cdf(x), _gelu_slope, moments=_gelu_moments, monotone=False),
         Activation("mish", _mish, _mish_slope, monotone=False),
-        Activation("erf", _erf, _erf_slope, moments=_erf_moments, odd=True),
+        Activation("erf", erf, _erf_slope, moments=_erf_moments, odd=True),
         Activation(
             "hardtanh",
             lambda x: np.clip(x, -1, 1),

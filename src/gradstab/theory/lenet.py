@@ -13,7 +13,7 @@ from gradstab.theory.arguments import check_correlation, check_network, checked_
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble
 from gradstab.theory.quadrature import gaussian_expectation, largest_of_four, pair_expectation
-from gradstab.theory.trajectory import trajectory
+from gradstab.theory.trajectory import branch_scale, trajectory
 from gradstab.theory.unit import Dropped, Plain, Unit
 from gradstab.theory.variances import Fan, layer_variances
 
@@ -114,8 +114,10 @@ def predict_lenet5(
     alike and as Gaussian, which few channels are only roughly; no kernel but C1's meets padding, so fan-ins are exact.
     (Xiao et al. 2018, arXiv:1806.05393)
 
-    Raises :class:`NoTheory` where there is none.
+    Raises :class:`NoTheory` where there is none, ValueError for what cannot be.
     """
+    check_network((in_channels, out_features), dropout, norm)
+    branch_scale(residual, 0)
     if norm != "none" or residual != "none":
         raise NoTheory(
             f"model=lenet5 with norm={norm}, residual={residual}: both mix positions of an image, whose "
@@ -126,10 +128,9 @@ def predict_lenet5(
             f"model=lenet5: pooling={pooling} depends on how correlated pre-activations are within a window, "
             "which the images decide; measure it with window_correlation"
         )
-    check_network((in_channels, out_features), dropout)
-    if len(correlations) != 2:
-        raise ValueError(f"correlations={correlations}: has to be two correlations, or None")
-    if any(map(math.isnan, correlations)):
+    if np.shape(correlations) != (2,):
+        raise ValueError(f"correlations={correlations!r}: has to be two correlations, or None")
+    if any(correlation != correlation for correlation in correlations):
         raise NoTheory("correlations: there is nothing to correlate where pre-activations are 0")
     check_correlation("correlations", *correlations)
     act_knobs, init_knobs = checked_knobs("act_knobs", act_knobs), checked_knobs("init_knobs", init_knobs)

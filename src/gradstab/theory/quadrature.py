@@ -15,7 +15,8 @@ from functools import cache
 
 import numpy as np
 
-from gradstab.theory.activations import Array, Function, normal_cdf
+from gradstab.theory.activations import Array, Function
+from gradstab.theory.special import normal_cdf
 
 # Temporaries stay in a core's cache, and below what malloc maps afresh each time.
 _ROWS = 32  # as many values of q are integrated at once

@@ -52,6 +52,8 @@ def signal_shares(
     init_knobs = checked_knobs("init_knobs", init_knobs)
     fans = [Fan(fan_in, fan_out) for fan_in, fan_out in pairwise(widths)]
     depth = len(fans) - 1
+    if depth < 0:
+        raise ValueError(f"widths={list(widths)}: have to be those of inputs and outputs at least")
     drawn = layer_variances(init, init_knobs, fans, act=act, act_knobs=act_knobs or {}, dropout=dropout, bias=bias)
     blocks = depth - 1 if residual != "none" else 0
     scale2 = branch_scale(residual, blocks) ** 2

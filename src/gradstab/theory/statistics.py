@@ -12,6 +12,7 @@ from gradstab.theory.errors import NoTheory
 from gradstab.theory.maps import mean, second_moment
 from gradstab.theory.prediction import Prediction
 from gradstab.theory.quadrature import pair_expectation, sphere
+from gradstab.theory.special import erfc
 
 SATURATED = 0.05  # of the largest slope: below it, a unit of a bounded activation counts as saturated
 _BOUNDED = ("sigmoid", "tanh", "scaled_tanh", "hardtanh", "softsign", "erf")
@@ -66,9 +67,9 @@ def saturation_edge(act: Activation) -> float:
 
 def _beyond(edge: float, variance: Array, batch_size: int | None) -> Array:
     """P(|x| > edge) for x normal, or √(B-1) times a coordinate on the unit sphere of ℝ^(B-1)."""
-    from scipy.special import betainc, erfc  # type: ignore[import-untyped]
-
     if batch_size is None:
-        return np.asarray(erfc(edge / np.sqrt(2 * variance)))
+        return erfc(edge / np.sqrt(2 * variance))
+    from scipy.special import betainc  # type: ignore[import-untyped]
+
     inside = min(1.0, edge**2 / (batch_size - 1))
     return np.full_like(variance, float(betainc((batch_size - 2) / 2, 0.5, 1 - inside)))

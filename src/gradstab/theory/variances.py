@@ -62,6 +62,10 @@ def layer_variances(
     Raises :class:`NoTheory` for schemes that mean-field theory has no word on, where weights have variance 0, and for
     critical where there is no edge of chaos.
     """
+    if not isinstance(init, str):
+        raise ValueError(f"init={init}: has to be a name; allowed: {', '.join(INITS)}")
+    if bias not in (True, False):
+        raise ValueError(f"bias={bias}: allowed: True, False")
     if init in _NO_THEORY:
         raise NoTheory(f"init={init}: {_NO_THEORY[init]}")
     gain2 = knobs.get("gain", 1.0) ** 2

@@ -75,6 +75,12 @@ TANH = activation("tanh")
         (lambda: predict(act="tanh", init="foo", widths=[4, 8, 2], q0=1.0), "init=foo: .* allowed: critical, default"),
         (lambda: batch_norm_rate(TANH, 32, dropout=1.0), "dropout=1"),
         (lambda: predict_lenet5(act="relu", q0=1.0, correlations=(2.0, 0.5)), "correlations=2"),
+        (lambda: predict_lenet5(act="relu", q0=1.0, correlations=0.5), "correlations=0.5: has to be two"),  # type: ignore[arg-type]
+        (lambda: predict_lenet5(act="relu", q0=1.0, correlations=(0.5, "a")), "correlations='a'"),  # type: ignore[arg-type]
+        (lambda: predict_lenet5(act="relu", q0=1.0, correlations=None, norm="x"), "norm=x: allowed: none"),
+        (lambda: predict_lenet5(act="relu", q0=1.0, correlations=None, residual="x"), "residual=x: allowed: none"),
+        (lambda: activation(["relu"]), r"act=\['relu'\]: allowed: elu"),  # type: ignore[arg-type]
+        (lambda: signal_shares(act="tanh", widths=[], q0=1.0, c0=0.5, dropout=0.1), r"widths=\[\]: have to be"),
         (lambda: signal_shares(act="tanh", widths=[4, 8, 2], q0=-1.0, c0=0.5, dropout=0.1), "q0=-1"),
         (lambda: signal_shares(act="tanh", widths=[4, 0, 2], q0=1.0, c0=0.5, dropout=0.1), "widths="),
         (lambda: signal_shares(act="tanh", widths=[4, 8, 2], q0=1.0, c0=0.5, dropout=0.1, residual="x"), "residual=x"),

@@ -380,6 +380,8 @@ def test_few_lengths_predict_what_many_do(monkeypatch: pytest.MonkeyPatch, depth
             ValueError,
             "init_knobs: sigma_w2=-1: has to be a finite number of at least 0",
         ),
+        ({"init": ["normal"]}, ValueError, r"init=\['normal'\]: has to be a name; allowed: critical"),
+        ({"bias": "x"}, ValueError, "bias=x: allowed: True, False"),
         ({"residual": "foo"}, ValueError, "residual=foo: allowed: none, add, scaled, rezero"),
         ({"norm": "layer", "widths": [4, 2, 8, 3]}, NoTheory, "norm=layer over 2 numbers: it takes two directions"),
         ({"dropout": -0.1}, ValueError, "dropout=-0.1"),
