@@ -12,12 +12,19 @@ from gradstab.theory.special import erf, erfc, normal_cdf, square_within
 
 Array = NDArray[np.float64]
 Function = Callable[[Array], Array]
-# q -> E φ², E φ'², dE φ²/dq for a normal pre-activation of variance q.
-Moments = Callable[[Array], tuple[Array, Array, Array]]
 
 PRELU_SLOPE = 0.25
 SELU_ALPHA = 1.6732632423543772
 SELU_SCALE = 1.0507009873554805
+
+
+@dataclass(frozen=True)
+class Moments:
+    """E φ², E φ'² and dE φ²/dq, each as a function of the variance q > 0 of a normal pre-activation."""
+
+    square: Function
+    slope: Function
+    growth: Function
 
 
 @dataclass(frozen=True)
@@ -65,16 +72,15 @@ def activation(name: str, *, slope: float = 0.01, alpha: float = 1.0) -> Activat
 def _rectifier(name: str, slope: float) -> Activation:
     moment = (1 + slope**2) / 2
 
-    def moments(q: Array) -> tuple[Array, Array, Array]:
-        constant = np.full_like(q, moment)
-        return moment * q, constant, constant
+    def constant(q: Array) -> Array:
+        return np.full_like(q, moment)
 
     return Activation(
         name,
         lambda x: np.where(x > 0, x, slope * x),
         lambda x: np.where(x > 0, 1.0, slope),
         kinks=() if slope == 1 else (0.0,),
-        moments=moments,
+        moments=Moments(lambda q: moment * q, constant, constant),
         scale_free=moment,
         monotone=slope >= 0,
         odd=slope == 1,
@@ -135,33 +141,66 @@ def _erf_slope(x: Array) -> Array:
     return np.asarray(2 / np.sqrt(np.pi) * np.exp(-np.square(x)))
 
 
-def _erf_moments(q: Array) -> tuple[Array, Array, Array]:
-    """Williams 1997: E φ² = (2/π) asin(2q/(1+2q)), E φ'² = (4/π)/√(1+4q)."""
-    root = np.sqrt(1 + 4 * q)
-    return 2 / np.pi * np.arcsin(2 * q / (1 + 2 * q)), 4 / np.pi / root, 4 / np.pi / root / (1 + 2 * q)
+# Williams 1997: E φ² = (2/π) asin(2q/(1+2q)), E φ'² = (4/π)/√(1+4q).
+_ERF = Moments(
+    square=lambda q: 2 / np.pi * np.arcsin(2 * q / (1 + 2 * q)),
+    slope=lambda q: 4 / np.pi / np.sqrt(1 + 4 * q),
+    growth=lambda q: 4 / np.pi / np.sqrt(1 + 4 * q) / (1 + 2 * q),
+)
 
 
 def _gelu_slope(x: Array) -> Array:
     return np.asarray(normal_cdf(x) + x * np.exp(-0.5 * np.square(x)) / np.sqrt(2 * np.pi))
 
 
-def _gelu_moments(q: Array) -> tuple[Array, Array, Array]:
-    """Tsuchida et al. 2021 (arXiv:2002.08517), at correlation 1; the last is the derivative of the first."""
-    length, q = q, np.minimum(q, 1e60)  # beyond, squares overflow and nothing but the length changes
+# Beyond it squares overflow, and of E φ²/q and E φ'² nothing changes any more.
+_LONG = 1e60
+
+
+def _gelu_angle(q: Array, wide: Array) -> Array:
+    """asin(q/(1+q)), which would lose half of its digits at large q."""
+    return np.arctan2(q, wide)
+
+
+def _gelu_square_per_length(q: Array) -> Array:
     wide = np.sqrt(1 + 2 * q)
-    angle = np.arctan2(q, wide)  # asin(q/(1+q)), which would lose half of its digits at large q
-    rest = 2 * q / ((1 + q) * wide)
-    square = 0.25 + (angle + rest) / (2 * np.pi)
-    slope = 0.25 + (angle + q * (3 + 5 * q) / ((1 + q) * wide**3)) / (2 * np.pi)
+    return np.asarray(0.25 + (_gelu_angle(q, wide) + 2 * q / ((1 + q) * wide)) / (2 * np.pi))
+
+
+def _gelu_square(q: Array) -> Array:
+    """Tsuchida et al. 2021 (arXiv:2002.08517), at correlation 1."""
+    return q * _gelu_square_per_length(np.minimum(q, _LONG))
+
+
+def _gelu_slope_square(q: Array) -> Array:
+    """Tsuchida et al. 2021 (arXiv:2002.08517), at correlation 1."""
+    q = np.minimum(q, _LONG)
+    wide = np.sqrt(1 + 2 * q)
+    return np.asarray(0.25 + (_gelu_angle(q, wide) + q * (3 + 5 * q) / ((1 + q) * wide**3)) / (2 * np.pi))
+
+
+def _gelu_growth(q: Array) -> Array:
+    """The derivative of E φ² by q."""
+    q = np.minimum(q, _LONG)
+    wide = np.sqrt(1 + 2 * q)
     turn = 1 / ((1 + q) * wide) + 2 * (1 + q - q**2) / ((1 + q) ** 2 * wide**3)
-    return length * square, slope, square + q * turn / (2 * np.pi)
+    return np.asarray(_gelu_square_per_length(q) + q * turn / (2 * np.pi))
 
 
-def _hardtanh_moments(q: Array) -> tuple[Array, Array, Array]:
-    """E[x²; |x|<1] + P(|x|>1), P(|x|<1) and E[x²; |x|<1]/q."""
-    edge = 1 / np.sqrt(2 * q)
-    inside = square_within(edge)
-    return q * inside + erfc(edge), erf(edge), inside
+_GELU = Moments(_gelu_square, _gelu_slope_square, _gelu_growth)
+
+
+def _edge(q: Array) -> Array:
+    """Where |x| reaches 1, as erf counts: over √(2q)."""
+    return 1 / np.sqrt(2 * q)
+
+
+# E[x²; |x|<1] + P(|x|>1), P(|x|<1) and E[x²; |x|<1]/q.
+_HARDTANH = Moments(
+    square=lambda q: q * square_within(_edge(q)) + erfc(_edge(q)),
+    slope=lambda q: erf(_edge(q)),
+    growth=lambda q: square_within(_edge(q)),
+)
 
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -179,15 +218,15 @@ _ACTIVATIONS: dict[str, Activation] = {
         ),
         Activation("softplus", _softplus, _sigmoid),
         Activation("silu", lambda x: x * _sigmoid(x), _silu_slope, monotone=False),
-        Activation("gelu", lambda x: x * normal_cdf(x), _gelu_slope, moments=_gelu_moments, monotone=False),
+        Activation("gelu", lambda x: x * normal_cdf(x), _gelu_slope, moments=_GELU, monotone=False),
         Activation("mish", _mish, _mish_slope, monotone=False),
-        Activation("erf", erf, _erf_slope, moments=_erf_moments, odd=True),
+        Activation("erf", erf, _erf_slope, moments=_ERF, odd=True),
         Activation(
             "hardtanh",
             lambda x: np.clip(x, -1, 1),
             lambda x: np.where(np.abs(x) < 1, 1.0, 0.0),
             kinks=(-1.0, 1.0),
-            moments=_hardtanh_moments,
+            moments=_HARDTANH,
             odd=True,
         ),
     )

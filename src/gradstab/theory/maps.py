@@ -28,15 +28,17 @@ def second_moment(act: Activation, q: Array | float) -> Array:
     if act.scale_free is not None:
         return act.scale_free * np.asarray(q, dtype=np.float64)
     q = _representable(q)
-    return act.moments(q)[0] if act.moments else gaussian_expectation(lambda x: act.phi(x) ** 2, q, act.kinks, act.odd)
+    if act.moments:
+        return act.moments.square(q)
+    return gaussian_expectation(lambda x: act.phi(x) ** 2, q, act.kinks, act.odd)
 
 
 def slope_moment(act: Activation, q: Array | float) -> Array:
     """E φ'(√q z)², for each q ≥ 0."""
     q = _representable(q)
-    return (
-        act.moments(q)[1] if act.moments else gaussian_expectation(lambda x: act.slope(x) ** 2, q, act.kinks, act.odd)
-    )
+    if act.moments:
+        return act.moments.slope(q)
+    return gaussian_expectation(lambda x: act.slope(x) ** 2, q, act.kinks, act.odd)
 
 
 def second_moment_slope(act: Activation, q: Array | float) -> Array:
@@ -47,7 +49,7 @@ def second_moment_slope(act: Activation, q: Array | float) -> Array:
     """
     q = np.maximum(_representable(q), _SMALLEST_WITH_OFFSET if act.at_zero else _SMALLEST)
     if act.moments:
-        return act.moments(q)[2]
+        return act.moments.growth(q)
     return gaussian_expectation(lambda x: x * act.phi(x) * act.slope(x), q, act.kinks, act.odd) / q
 
 
