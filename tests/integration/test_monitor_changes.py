@@ -230,7 +230,7 @@ def test_a_turn_that_never_comes_costs_no_memory(tmp_path: Path) -> None:
                 loss.backward()
                 monitor.step(loss, optimizer=optimizers[0])
                 optimizers[0].step()
-                assert len(monitor.signals._passes) <= 2
+                assert len(monitor.signals.passes) <= 2
 
     with pytest.warns(UserWarning, match=f"had no turn among {LONGEST_WAIT} measured steps"):
         loop()

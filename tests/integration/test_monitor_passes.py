@@ -58,7 +58,7 @@ def test_updates_between_two_looks_are_no_part_of_the_second(tmp_path: Path) -> 
             if i % 10 == 0:
                 monitor.step(loss)
             optimizer.step()
-            assert len(monitor.signals._passes) <= 2
+            assert len(monitor.signals.passes) <= 2
     found = signals(tmp_path / "run")
     assert len(found) == 3
     for row in found:

@@ -122,11 +122,11 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
 
     def _one_by_one(self, grads: Sequence[Tensor]) -> Tensor:
         wide = torch.float32 if self.device.type == "mps" else torch.float64
-        found = [torch.linalg.vector_norm(_dense(g), dtype=wide) for g in grads]
+        found = [torch.linalg.vector_norm(dense(g), dtype=wide) for g in grads]
         return torch.stack([norm.to(self.device) for norm in found])
 
 
-def _dense(grad: Tensor) -> Tensor:
+def dense(grad: Tensor) -> Tensor:
     """The values of a gradient as real numbers: a sparse one lists a row once for every time it was looked up."""
     if grad.is_sparse:
         grad = grad.coalesce().values()

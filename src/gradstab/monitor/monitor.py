@@ -96,7 +96,7 @@ class Monitor(Closing):
             self._extend(row, optimizer)
         else:
             self._settle()
-            self.signals.drop_earlier()
+            self.signals.passes.drop_earlier()
             measured = self._see_to(optimizer)
             row = self._begin(loss, optimizer, lr)
             self._measure(row, everything=measured)
@@ -216,7 +216,7 @@ class Monitor(Closing):
         """Put the next step's hooks in place; until one is ``whole``, what follows may be its or the next one's."""
         wanted = self._turns.measures(self._step) and not self._compiled
         if not whole and self.signals.active and (wanted or (self._row is not None and self._row.before is not None)):
-            self.signals.divide()
+            self.signals.passes.divide()
             return
         self.signals.stop()
         if wanted:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,65 +53,22 @@ class Call:
         self.grads = {}
 
 
-@dataclass(eq=False)
-class Pass:
-    """One forward pass: how many samples went in, None where that is not known, and every layer's calls.
-
-    ``implied`` is a pass that nothing but a layer's call has told of; each call then counts as many samples as its
-    output seems to hold, until all have come.
-    """
-
-    samples: int | None
-    calls: dict[int, list[Call]] = field(default_factory=dict)
-    implied: bool = False
-
-    def compact(self) -> None:
-        """Let go of whole gradients."""
-        for calls in self.calls.values():
-            for call in calls:
-                call.compact()
-
-    def agree(self) -> None:
-        """One number of samples for all calls of an implied pass, or layers' δ could not be compared.
-
-        Layers that look at positions one by one have several rows for each sample: it is the least number above 1 that
-        all rows are multiples of. Where none is (experts, say, have some of the samples), it is the most frequent one.
-        """
-        calls = [call for calls in self.calls.values() for call in calls]
-        rows = [call.samples for call in calls if call.samples > 1] or [1]
-        samples = min(rows) if all(row % min(rows) == 0 for row in rows) else statistics.mode(rows)
-        for call in calls:
-            call.correlation = call.correlation if call.samples == samples else None
-            call.samples = samples
-
-    @property
-    def has_gradients(self) -> bool:
-        """Whether a backward pass has come through already."""
-        return any(call.grads or call.norms for calls in self.calls.values() for call in calls)
-
-    @property
-    def went_back(self) -> bool:
-        """Whether any gradient came; a pass made for something else says nothing of the step."""
-        return any(call.norms for calls in self.calls.values() for call in calls)
-
-
 def combine(
-    passes: Sequence[Pass], layers: Sequence[WatchedLayer], hidden: int, reduction: str, scale: Tensor | None
+    passes: Sequence[Mapping[int, list[Call]]],
+    layers: Sequence[WatchedLayer],
+    hidden: int,
+    reduction: str,
+    scale: Tensor | None,
 ) -> dict[str, Tensor]:
     """All quantities, [layers] or [hidden], NaN for a layer that showed none; what no layer showed is left out.
 
-    Passes are the parts of one batch, and the calls of a layer within a pass are one sample's: their gradients add in
-    quadrature, so that a recurrent layer's is that of all its time steps together.
+    Passes, each with its calls by the layer's id, are the parts of one batch, and the calls of a layer within a pass
+    are one sample's: their gradients add in quadrature, so that a recurrent layer's is that of all its time steps
+    together.
     """
-    for one in passes:
-        one.compact()
-    used = [one for one in passes if one.went_back]
-    for one in used:
-        if one.implied:
-            one.agree()
     found: dict[str, dict[int, Tensor]] = {}
     for position, layer in enumerate(layers):
-        calls = [_that_went_back(one.calls[id(layer)]) for one in used if id(layer) in one.calls]
+        calls = [_that_went_back(one[id(layer)]) for one in passes if id(layer) in one]
         for name, value in _of_layer(calls, reduction, scale).items():
             if name in ("signal_grad_norm", "correlation") or position < hidden:
                 found.setdefault(name, {})[position] = value
@@ -213,14 +169,3 @@ def alive_units(slope: Tensor, module: nn.Module) -> Tensor | None:
         return None
     differs = (slope != 0).float().masked_fill(slope.isnan(), math.nan)
     return differs.movedim(axis, -1).reshape(-1, slope.shape[axis]).amax(0)
-
-
-def keep_gradient(call: Call, output: int) -> Callable[[Tensor], None]:
-    """A hook that keeps the gradient of one of a call's outputs."""
-
-    def hook(grad: Tensor) -> None:
-        # One loss after another may be sent back through the same graph; their gradients add up.
-        earlier = call.grads.get(output)
-        call.grads[output] = grad.detach() if earlier is None else earlier + grad.detach()
-
-    return hook

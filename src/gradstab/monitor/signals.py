@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from gradstab.measure import quantities as q
 from gradstab.monitor import readings, tensors
 from gradstab.monitor.layers import WatchedLayer, carries, is_elementwise
-from gradstab.monitor.readings import Call, Pass
+from gradstab.monitor.passes import Flow, Pass, Passes
+from gradstab.monitor.readings import Call
 
 
 @dataclass
@@ -24,23 +24,6 @@ class Conventions:
     reduction: str = "mean"
     batch_dim: int = 0
     activations: tuple[type[nn.Module], ...] = ()
-
-
-@dataclass
-class _Flow:
-    """Which call a tensor on its way to an activation comes from; no tensor is kept for it."""
-
-    sources: dict[int, tuple[ReferenceType[Tensor], int, WatchedLayer, Call]] = field(default_factory=dict)
-    entered: dict[int, Call] = field(default_factory=dict)
-
-    def put(self, h: Tensor, layer: WatchedLayer, call: Call) -> None:
-        self.sources[id(h)] = (ref(h), h._version, layer, call)
-
-    def source(self, h: Tensor) -> tuple[WatchedLayer | None, Call | None]:
-        """Where a tensor comes from; nobody knows of one that was changed in place since."""
-        kept, version, layer, call = self.sources.get(id(h), (None, 0, None, None))
-        # Another tensor may have come to have the id of one that is gone.
-        return (None, None) if kept is None or kept() is not h or h._version != version else (layer, call)
 
 
 class Signals:
@@ -69,9 +52,8 @@ class Signals:
         self._phis = [m for m in others if id(m) in self._given or is_elementwise(m, conventions.activations)]
         self._carriers = [m for m in others if carries(m) and id(m) not in self._given]
         self._handles: list[RemovableHandle] = []
-        self._passes: list[Pass] = []
-        self._parameters, self._earlier = list[nn.Parameter](), 0
-        self._flow = _Flow()
+        self._parameters: list[nn.Parameter] = []
+        self._forget()
 
     def __deepcopy__(self, _memo: object) -> Signals:
         return _inert()
@@ -86,11 +68,13 @@ class Signals:
 
     def start(self) -> None:
         """Put hooks in place for the step to come."""
-        self.order, self._passes, self._earlier, self.seen, self._keeps_roots = [], [], 0, False, True
+        self.order, self.seen, self._keeps_roots = [], False, True
+        self._forget()
         # A functional call puts other tensors in their place while it runs.
         self._parameters = list(self._model.parameters())
         if self.finds_passes:
             self._handles.append(self._model.register_forward_pre_hook(self._on_input, with_kwargs=True))
+            self._handles.append(self._model.register_forward_hook(self._on_output, always_call=True))
         for layer in self._layers.values():
             self._handles.append(layer.module.register_forward_hook(self._on_layer))
         for carrier in self._carriers:
@@ -105,16 +89,11 @@ class Signals:
             return
         for handle in self._handles:
             handle.remove()
-        self._handles, self._passes, self._earlier, self._flow, self.roots = [], [], 0, _Flow(), {}
+        self._handles, self.roots = [], {}
+        self._forget()
 
-    def divide(self) -> None:
-        """What was seen up to now belongs to a step that has begun; what follows, to it or to the next one."""
-        self._earlier = len(self._passes)
-
-    def drop_earlier(self) -> None:
-        """Forget what was seen up to the last :meth:`divide`: it belongs to an earlier step."""
-        if self._earlier:
-            self._passes, self._earlier = self._passes[self._earlier :], 0
+    def _forget(self) -> None:
+        self.passes, self._flow, self._entered, self._depth = Passes(), Flow(), dict[int, Call](), 0
 
     def pass_by_hand(self) -> None:
         """From now on passes are told by :meth:`begin_pass`: the network itself may not be what is called."""
@@ -129,31 +108,35 @@ class Signals:
             return
         self._next(Pass(tensors.batch_size(inputs, self._conventions.batch_dim)))
 
-    def _next(self, begun: Pass) -> None:
-        own = self._passes[self._earlier :]
-        if own and all(parameter.grad is None for parameter in self._parameters):
-            # zero_grad() came since: what has gone back is no part of what the next update is made of.
-            self._passes[self._earlier :] = [one for one in own if not one.has_gradients]
-        for done in self._passes:
-            done.compact()
-        self._flow = _Flow()
-        self._passes.append(begun)
+    def _next(self, begun: Pass) -> Pass:
+        self.passes.begin(begun, self._parameters)
+        self._flow = Flow()
+        return begun
 
     def read(self, layers: Sequence[WatchedLayer], hidden: int, scale: Tensor | None) -> dict[str, Tensor]:
         """All quantities that hooks give, [layers] or [hidden]; NaN for a layer that showed none.
 
         What no layer showed is left out. ``scale`` is the factor that a GradScaler put on the loss.
         """
-        return readings.combine(self._passes, layers, hidden, self._conventions.reduction, scale)
+        passes = [one.calls for one in self.passes.complete()]
+        return readings.combine(passes, layers, hidden, self._conventions.reduction, scale)
 
     def _on_input(self, module: nn.Module, args: object, kwargs: object) -> None:
-        if module is not self._model or not _looking():
+        if module is not self._model:
+            return
+        self._depth += 1
+        current, going_back = self.passes.current, _goes_back()
+        # Within a call of its own (trees), and as a checkpoint runs again what was seen, no other pass begins.
+        if self._depth > 1 or not _looking() or (going_back and current is not None and not current.recomputed):
             return
         samples = tensors.batch_size((args, kwargs), self._conventions.batch_dim)
-        current = self._passes[-1] if len(self._passes) > self._earlier else None
-        if current is None or current.samples != samples or current.has_gradients:
-            self._next(Pass(samples))
+        if current is None or current.samples != samples or current.went_back:
+            self._next(Pass(samples, recomputed=going_back))
         # Else as many samples as before, and no backward pass since: one batch, seen twice (siamese networks).
+
+    def _on_output(self, module: nn.Module, _args: object, _output: object) -> None:
+        if module is self._model:
+            self._depth = max(self._depth - 1, 0)
 
     def _on_layer(self, module: nn.Module, _args: object, output: object) -> None:
         if not _looking():
@@ -166,14 +149,11 @@ class Signals:
         if not outputs:
             return
         h = outputs[0]
-        if len(self._passes) == self._earlier:
-            self._next(Pass(None, implied=True))
-        current = self._passes[-1]
-        going_back = torch._C._current_graph_task_id() != -1
-        if current.implied and id(layer) in current.calls and not going_back and current.has_gradients:
+        going_back = _goes_back()
+        current = self.passes.current or self._next(Pass(None, implied=True))
+        if current.implied and id(layer) in current.calls and not going_back and current.went_back:
             # A container that is never called itself: calls after a backward pass are the next micro-batch.
-            current = Pass(None, implied=True)
-            self._next(current)
+            current = self._next(Pass(None, implied=True))
         axis = tensors.batch_axis(h, self._conventions.batch_dim)
         samples = 1 if h.ndim < 2 else h.shape[axis] if current.samples is None else current.samples
         call = Call(samples)
@@ -190,7 +170,7 @@ class Signals:
         for i, tensor in enumerate(outputs):
             if tensor.requires_grad:
                 # A tensor's hook and not retain_grad: an activation in place may follow; what is wanted is h's own.
-                handle = tensor.register_hook(readings.keep_gradient(call, i))  # type: ignore[no-untyped-call]
+                handle = tensor.register_hook(self.passes.keep_gradient(current, call, i))  # type: ignore[no-untyped-call]
                 if tensor.is_leaf:
                     self._handles.append(handle)  # A parameter that is given out as it is outlives the pass.
         self._flow.put(h, layer, call)
@@ -221,10 +201,10 @@ class Signals:
             self.refusals[type(module).__name__] = f"{type(error).__name__}: {error}".splitlines()[0]
             return
         layer.activation = module
-        self._flow.entered[id(module)] = call
+        self._entered[id(module)] = call
 
     def _on_phi(self, module: nn.Module, _args: object, output: object) -> None:
-        call = self._flow.entered.pop(id(module), None)
+        call = self._entered.pop(id(module), None)
         if call is not None and call.statistics is not None and isinstance(output, Tensor):
             a = output.detach()
             call.statistics.mean, call.statistics.std = q.activation_mean(a), q.activation_std(a)
@@ -233,7 +213,7 @@ class Signals:
         """The layer and the call that an activation's input comes from."""
         given = self._given.get(id(module))
         if given is not None:
-            calls = self._passes[-1].calls.get(id(given)) if self._passes else None
+            calls = self.passes.current.calls.get(id(given)) if self.passes.current else None
             return given, calls[-1] if calls else None
         return self._flow.source(h)
 
@@ -241,6 +221,11 @@ class Signals:
 def _inert() -> Signals:
     """What the hooks of a copied network are bound to: it knows no layer."""
     return Signals(nn.Module(), (), Conventions())
+
+
+def _goes_back() -> bool:
+    """Whether a backward pass is under way, in which checkpoints run forward once more."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _looking() -> bool:
