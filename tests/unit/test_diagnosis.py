@@ -807,6 +807,18 @@ def test_a_negative_loss_proves_no_learning(loss: float) -> None:
         assert one.verdict().labels == ("vanishing",)
 
 
+@pytest.mark.parametrize("chance", [0.1, None])
+def test_a_loss_that_has_been_negative_has_no_unit(chance: float | None) -> None:
+    """A likelihood of continuous values: it began near 0 and is well below by now, but for single batches."""
+    one = Judge(TAGS, 10, T, chance_loss=chance)
+    for step in range(20):
+        looked(one, step, 0.1 if step < 5 else 20.0, signal_grad_norm=profile(1.0))
+    assert one.verdict().labels == ("exploding",)
+    for step in range(20, 300):
+        looked(one, step, 20.0 if step % 50 == 49 else -3.0, signal_grad_norm=profile(1.0))
+        assert one.verdict().labels == ("healthy",)
+
+
 def test_a_loss_of_exactly_nothing_is_learnt() -> None:
     one = judge()
     for step in range(6):

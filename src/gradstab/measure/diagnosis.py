@@ -176,6 +176,7 @@ class Judge:
         progress = self._losses.add(loss)
         level = self._losses.level
         if level is None:
+            self._keep(step, [], "loss")
             return
         if progress:
             self._held.pop("loss/not_learning/plateau", None)

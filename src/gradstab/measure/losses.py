@@ -16,7 +16,8 @@ PACE = 0.05
 class Losses:
     """The recent losses in units of guessing's, ``chance``; without it, the first one stands in.
 
-    ``level`` is the recent loss over that of guessing, below it counted from the least; None if unknown or negative.
+    ``level`` is the recent loss over that of guessing, below it counted from the least; None if unknown, and once a loss
+    was negative: it has no least one then that ratios could count from.
     ``best`` is the lowest level so far, up to ``progress``, and ``base`` says whose loss levels are counted in.
     ``trend`` follows the level slowly enough for no single batch to count, and ``lowest`` is the least that it was.
     """
@@ -32,6 +33,7 @@ class Losses:
         self._recent: deque[float] = deque(maxlen=t.loss_window)
         self._chance, self._mark = chance, math.inf
         self._progress, self._recovery = t.progress, t.recovery
+        self._negative = False
 
     def clear(self) -> None:
         """What was added so far is no recent loss."""
@@ -45,6 +47,7 @@ class Losses:
         """
         self._recent.append(loss)
         self._chance = loss if self._chance is None else self._chance
+        self._negative |= loss < -ROUNDING * abs(self._chance)
         level = self.level = self._of_late(self._chance)
         if level is None:
             return False
@@ -65,12 +68,12 @@ class Losses:
         return loss / self._chance
 
     def _of_late(self, chance: float) -> float | None:
-        if chance <= 0:
+        if chance <= 0 or self._negative:
             return None
         recent, room = sum(self._recent) / len(self._recent), chance - self.least
         if recent >= chance or room < ROUNDING * chance:
             return recent / chance
-        return max(recent - self.least, 0.0) / room if recent >= 0 else None
+        return max(recent - self.least, 0.0) / room
 
 
 class Recovery:
