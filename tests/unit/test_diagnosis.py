@@ -75,6 +75,23 @@ def test_evidence_says_what_its_numbers_count(chance: float | None, base: str) -
     assert f"(train/loss: 1.5 × {base}'s against verdict.plateau=0.95)" in said
 
 
+@pytest.mark.parametrize("width", [40, 80, 110, 200])
+def test_a_remedy_can_be_pasted_from_a_terminal_of_any_width(width: int) -> None:
+    words = "model.residual=scaled init=critical init.sigma_b2=0.2 init.gain=1 optimizer.lr=0.01"
+    remedies = (
+        Remedy(tuple(words.split()), "skip paths and critical weights", 1.03),
+        Remedy(("act=tanh",), "a bounded activation"),
+    )
+    console = Console(width=width, record=True, file=io.StringIO())
+    finding = Finding("exploding", "", "", (), 0, 0, 1, 1.0, 1.0, "", "")
+    console.print(verdict_text(Verdict(0, (finding,), remedies)), crop=False)
+    lines = console.export_text().splitlines()
+    assert sum(line.startswith(f"  {words}") for line in lines) == 1
+    assert not any("optimizer.lr" in line and words not in line for line in lines)
+    # Beside the overrides or below them, a reason is always told.
+    assert any("1.030  skip paths" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("losses", "when"),
     [

@@ -147,7 +147,7 @@ def summary(config: Config, parts: Parts, outcome: Outcome, record: dict[str, An
         console.print(depth_table(parts.probe.tags, latest, console.width))
         console.print(Text(reading(latest)), soft_wrap=True)
     if "verdict" in record:
-        console.print(verdict_text(Verdict.from_dict(record["verdict"])))
+        console.print(verdict_text(Verdict.from_dict(record["verdict"])), crop=False)
     style = "green" if outcome.status == "completed" else "red"
     console.print(Text(_ending(outcome, record), style=style), soft_wrap=True)
     console.print(Text(f"run          {directory}"), soft_wrap=True)

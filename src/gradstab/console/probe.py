@@ -74,7 +74,7 @@ def show(config: Config, findings: Findings) -> None:
         console.print(_line("Jacobian", _jacobian_text(findings.jacobian)))
     if findings.agreeing < len(findings.labels):
         console.print(_line("draws", _disagreement(findings)))
-    console.print(verdict_text(findings.verdict))
+    console.print(verdict_text(findings.verdict), crop=False)
 
 
 def _headline(config: Config, findings: Findings) -> str:

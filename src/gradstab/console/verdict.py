@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -10,13 +14,13 @@ from gradstab.measure.verdict import HEALTHY, Finding, Remedy, Verdict
 from gradstab.wording import counted
 
 MOST_LAYERS = 4
-
-
+# With less room than this beside them, reasons go below what they are for.
+LEAST_REASON = 30
 PREDICTED = " (factor per layer that theory predicts)"
 
 
 def verdict_text(verdict: Verdict) -> RenderableType:
-    """All of a verdict, to be wrapped by the terminal."""
+    """All of a verdict, to be wrapped by the terminal, but for remedies: to be printed without cropping."""
     healthy = verdict.labels == (HEALTHY,)
     title = Text.assemble("verdict: ", (", ".join(verdict.labels), "bold green" if healthy else "bold red"))
     parts: list[RenderableType] = [title.append(f"  {_when(verdict)}", style="dim")]
@@ -25,8 +29,24 @@ def verdict_text(verdict: Verdict) -> RenderableType:
     if verdict.remedies:
         predicted = any(remedy.predicted_factor is not None for remedy in verdict.remedies)
         parts.append(Text(f"worth trying, added to the command{PREDICTED if predicted else ''}:"))
-        parts.append(_indented([_remedy(remedy) for remedy in verdict.remedies]))
+        parts.append(_Remedies(verdict.remedies))
     return Group(*parts)
+
+
+class _Remedies:
+    """Overrides, each remedy's on one line however long it is, so that it can be pasted; reasons beside or below."""
+
+    def __init__(self, remedies: Sequence[Remedy]) -> None:
+        self._rows = [_remedy(remedy) for remedy in remedies]
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        longest = max(cell_len(words.plain) for words, _ in self._rows)
+        if longest + 4 + LEAST_REASON <= options.max_width:
+            yield _indented(self._rows)
+            return
+        for words, reason in self._rows:
+            yield Text("  ", no_wrap=True, overflow="ignore").append(words)
+            yield Padding(reason, (0, 0, 0, 6), expand=False)
 
 
 def _when(verdict: Verdict) -> str:

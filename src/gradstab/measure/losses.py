@@ -16,8 +16,8 @@ PACE = 0.05
 class Losses:
     """The recent losses in units of guessing's, ``chance``; without it, the first one stands in.
 
-    ``level`` is the recent loss over that of guessing, below it counted from the least; None if unknown, and once a loss
-    was negative: it has no least one then that ratios could count from.
+    ``level`` is the recent loss over that of guessing, below it counted from the least; None if unknown, and once a
+    loss was negative: then there is no least one that ratios could count from.
     ``best`` is the lowest level so far, up to ``progress``, and ``base`` says whose loss levels are counted in.
     ``trend`` follows the level slowly enough for no single batch to count, and ``lowest`` is the least that it was.
     """
