@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gradstab.config import Config
 from gradstab.config.optimizer_options import ADAPTIVE, DECOUPLED
 from gradstab.measure.verdict import Verdict
-from gradstab.theory import NoTheory, activation, critical_point, half_stable_point
+from gradstab.paths import drawn_at_random, passing
 
 ADAM_RATE = 0.001
 # Steps so many times larger than a chain stands are too large for any network; rates so many times an optimizer's own
@@ -23,9 +23,13 @@ DEEP = 10
 LEAST_BATCH, USUAL_BATCH = 8, 32
 # Far beyond what is usual (1e-4 to 1e-3): an adaptive optimizer follows a decay that outweighs the gradient.
 LARGE_DECAY = 0.01
+# What is said to mend the gradient's path has to leave at most this share of its decades.
+BETTER = 0.9
 
 # The rules that tell of steps too large for the depth.
 _TOO_LARGE = ("large_steps", "deep_steps")
+_OF_THE_NETWORK = ("depth_span", "collapse", "forward_explosion")
+_LOST = {"erratic", "relapse"}
 _BORN = ("non_finite", "dead_fraction", "saturated_fraction")
 # What steps that are too large leave behind.
 _WRECKED = {"exploding", "non_finite", "dead_units", "saturated"}
@@ -34,21 +38,34 @@ _ABOUT_DEPTH = {"vanishing", "exploding", "saturated", "non_finite", "not_learni
 
 @dataclass(frozen=True)
 class Candidate:
-    """Overrides, and why; theory has a word on those that are ``about_depth``, and is not waited for by ``first``."""
+    """Overrides, and why; theory has a word on those that are ``about_depth``, and is not waited for by ``first``.
+
+    Those that are to mend the gradient's path through depth have to leave less than ``share`` of its decades. What is
+    to be put right ``besides`` is no remedy by itself.
+    """
 
     overrides: tuple[str, ...]
     reason: str
     about_depth: bool = True
     first: bool = False
+    share: float = math.inf
+    besides: tuple[str, ...] = ()
 
 
-def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: float | None) -> Iterator[Candidate]:
-    """What is worth trying, the smallest change first."""
+def candidates(
+    config: Config, verdict: Verdict, steady: bool | None, typical_norm: float | None
+) -> Iterator[Candidate]:
+    """What is worth trying, the smallest change first.
+
+    ``steady`` is whether theory expects the gradient to keep its size; None where it is silent.
+    """
     kinds, rules = set(verdict.labels), {finding.rule for finding in verdict.findings}
     if "identical_units" in rules:
-        yield from _drawn_candidates(config)
+        yield from (Candidate(*change) for change in drawn_at_random(config))
         return
-    yield from _bounds_candidates(config, kinds, steady, typical_norm)
+    yield from _bounds_candidates(config, kinds, bool(steady), typical_norm)
+    # Steps that are known to be too large stay so, whatever the network.
+    off = WILD if config.optimizer.name in ADAPTIVE or rules & {*_TOO_LARGE, "overshoot"} else WILD**2
     slopes = Candidate(("act=leaky_relu",), "a slope below 0, so that no unit dies")
     killed = "dead_units" in kinds and config.act.name == "relu"
     # What exploded would explode with slopes below 0 all the sooner.
@@ -58,7 +75,9 @@ def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: flo
         yield Candidate(("model.dropout=0",), "no masks, no noise")
         yield Candidate(("model.residual=scaled",), "skip paths carry the signal past the masks")
     if kinds & _ABOUT_DEPTH and not steady:
-        yield from _depth_candidates(config)
+        # With a rate that is far off, none of them learns before that is put right.
+        for overrides, reason in passing(config, "exploding" in kinds):
+            yield Candidate(overrides, reason, besides=_usual_if(config, off), share=BETTER)
     if killed and "exploding" in kinds:
         yield slopes
     # A network that is broken, dead or saturated before its first update is so at any rate.
@@ -88,17 +107,20 @@ def candidates(config: Config, verdict: Verdict, steady: bool, typical_norm: flo
         yield Candidate(overrides, "steps of one size, however small or large the gradient", about_depth=False)
     if "not_learning" in kinds and config.model.knobs.get("depth", 0) >= DEEP:
         reason = "skip paths, with which networks stand larger steps"
-        yield Candidate(("model.residual=scaled",), reason, about_depth=False)
+        yield Candidate(("model.residual=scaled", *_usual_if(config, off)), reason, about_depth=False)
 
 
 def _rate_candidates(
-    config: Config, verdict: Verdict, steady: bool, updated: bool, without_gradient: bool
+    config: Config, verdict: Verdict, steady: bool | None, updated: bool, without_gradient: bool
 ) -> Iterator[Candidate]:
     """Smaller steps or larger ones, by what the verdict says of those that were made.
 
-    A rate that the first step shows to be wrong, and that is far from usual besides, comes first.
+    A rate that the first step shows to be wrong, and that is far from usual besides, comes first, unless the network
+    would be no better for another.
     """
     kinds, rules = set(verdict.labels), {finding.rule for finding in verdict.findings}
+    # Such a network fails at any rate.
+    unsound = steady is False and any(f.first_step == 0 and f.rule in _OF_THE_NETWORK for f in verdict.findings)
     rate, usual = config.optimizer.knobs["lr"], _usual_rate(config)
     high, killed = rate >= WILD * usual, updated and "dead_units" in kinds
     too_large = [f for f in verdict.findings if f.rule in _TOO_LARGE]
@@ -118,21 +140,21 @@ def _rate_candidates(
             smaller = min(rate * fit, usual) if high else rate * fit
             words = (f"optimizer.lr={float(f'{smaller:.1g}'):g}",)
             at_once = high and (wild or killed or rate >= WILD**2 * usual)
-            yield Candidate(words, reason, about_depth=False, first=at_once)
+            yield Candidate(words, reason, about_depth=False, first=at_once and not unsound)
         if not wild:
             yield Candidate(("model.residual=scaled",), "skip paths, with which networks stand larger steps")
-    elif tiny and config.schedule.name != "constant":
+    elif tiny and config.schedule.name != "constant" and rate > usual / WILD:
         yield Candidate(("schedule=constant",), "a rate that stays as large as it is at first", about_depth=False)
     elif (any(f.value > 0 for f in tiny) or stuck) and not high:
         missing = min(max([10.0, *(f.threshold / f.value for f in tiny)]), 1e300)
         larger = min(max(rate * 10.0 ** math.ceil(math.log10(missing)), usual), WILD * usual)
         yield Candidate((f"optimizer.lr={larger:.3g}",), "larger steps", about_depth=False)
-    elif updated and not harmless and (kinds & _WRECKED or rules == {"plateau"} or rules & {"erratic", "relapse"}):
-        smaller = rate * max(min(0.1, fit), LEAST_RATE)
+    elif updated and not harmless and fit > LEAST_RATE and (kinds & _WRECKED or rules & _LOST or rules == {"plateau"}):
+        smaller = rate * min(0.1, fit)
         # Steps of an adaptive optimizer are as large as its rate says, whatever the loss.
         wild = high and (fit < 1 or killed or config.optimizer.name in ADAPTIVE)
         words = (f"optimizer.lr={min(smaller, usual) if wild else smaller:.2g}",)
-        yield Candidate(words, "smaller steps", about_depth=False, first=wild)
+        yield Candidate(words, "smaller steps", about_depth=False, first=wild and not unsound)
 
 
 def _bounds_candidates(
@@ -179,69 +201,3 @@ def _usual_if(config: Config, times: float) -> tuple[str, ...]:
     """The optimizer's own rate, for one that is so many times as large."""
     usual = _usual_rate(config)
     return (f"optimizer.lr={usual:g}",) if config.optimizer.knobs["lr"] >= times * usual else ()
-
-
-def _drawn_candidates(config: Config) -> Iterator[Candidate]:
-    """The same network with weights drawn at random."""
-    reset = _gain_reset(config)
-    if initial := _critical_overrides(config):
-        yield Candidate(initial, "weights drawn at random, at the activation's edge of chaos")
-    for init in ("kaiming_normal", "xavier_normal", "orthogonal"):
-        yield Candidate((f"init={init}", *reset), "weights drawn at random")
-
-
-def _depth_candidates(config: Config) -> Iterator[Candidate]:
-    """Networks whose gradient may pass; with a rate that is far off, none of them learns before that is put right."""
-    for candidate in _passing(config):
-        yield replace(candidate, overrides=(*candidate.overrides, *_usual_if(config, WILD**2)))
-
-
-def _passing(config: Config) -> Iterator[Candidate]:
-    """Networks whose gradient may pass: first the same one drawn otherwise, then others."""
-    if reset := _gain_reset(config):
-        yield Candidate(reset, "weights as large as the init draws them by itself")
-    # Behind a norm the scale of weights means nothing.
-    initial = _critical_overrides(config) if config.model.knobs.get("norm", "none") == "none" else ()
-    if initial:
-        yield Candidate(initial, "weights at the activation's edge of chaos, where the gradient keeps its size")
-    yield Candidate(("model.residual=scaled",), "skip paths, branches scaled by 1/√blocks")
-    yield Candidate(("model.residual=rezero",), "skip paths, branches that start at 0")
-    if initial:
-        yield Candidate(("model.residual=scaled", *initial), "skip paths and critical weights")
-    yield Candidate(("model.norm=layer",), "normalised pre-activations")
-    yield Candidate(("model.norm=batch",), "pre-activations normalised over the batch")
-    yield Candidate(("act=relu", "init=kaiming_normal", *reset), "the pair that keeps variances")
-    yield Candidate(("act=tanh", "init=critical", *reset), "a bounded activation at its edge of chaos")
-
-
-def _critical_overrides(config: Config) -> tuple[str, ...]:
-    """How to draw at the edge of chaos, in words that leave the command's others valid; () where there is no edge.
-
-    Where the edge is unstable without biases (GELU, SiLU, Mish), it is taken beyond the half-stable point.
-    """
-    reset = _gain_reset(config)
-    knobs = config.init.knobs
-    try:
-        phi = activation(config.act.name, **config.act.knobs)
-        half = half_stable_point(phi)
-        sigma_b2 = knobs.get("sigma_b2", 0.0)
-        if half is not None and sigma_b2 < half.sigma_b2 and config.model.knobs.get("bias", True):
-            sigma_b2 = round(1.15 * half.sigma_b2, 2)
-        point = critical_point(phi, sigma_b2)
-    except NoTheory:
-        return ()
-    biases = (f"init.sigma_b2={sigma_b2:g}",) if sigma_b2 != knobs.get("sigma_b2", 0.0) else ()
-    if config.init.name not in ("variance", "normal", "uniform"):
-        return ("init=critical", *biases, *reset) if config.init.name != "critical" else (*biases, *reset)
-    variance = point.sigma_w2 * (1 - config.model.knobs.get("dropout", 0.0))
-    if config.init.name == "variance":
-        return (f"init.sigma_w2={variance:.6g}", *biases, *reset)
-    width = config.model.knobs.get("width")
-    if not isinstance(width, int) or biases:
-        return ()
-    knob, value = ("std", variance / width) if config.init.name == "normal" else ("bound", 3 * variance / width)
-    return (f"init.{knob}={math.sqrt(value):.4g}", *reset)
-
-
-def _gain_reset(config: Config) -> tuple[str, ...]:
-    return ("init.gain=1",) if config.init.knobs["gain"] != 1 else ()

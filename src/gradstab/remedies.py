@@ -40,29 +40,31 @@ def remedies_for(
     if verdict.labels == (HEALTHY,):
         return ()
     now = _predicted(config, inputs, correlations)
-    steady = now is not None and abs(_decades(config, now)) < config.verdict.steady_decades
+    present = math.inf if now is None else abs(_decades(config, now))
+    steady = None if now is None else present < config.verdict.steady_decades
     proven: list[tuple[float, Remedy]] = []
     unproven: list[Remedy] = []
     others: list[Remedy] = []
     first: list[Remedy] = []
     tried: list[Config] = []
     for candidate in candidates(config, verdict, steady, typical_norm):
-        changed = _applied(config, candidate.overrides)
+        overrides = (*candidate.overrides, *candidate.besides)
+        changed = None if _applied(config, candidate.overrides) is None else _applied(config, overrides)
         if changed is None or changed in tried:
             continue
         if not candidate.about_depth:
             tried.append(changed)
-            (first if candidate.first else others).append(Remedy(candidate.overrides, candidate.reason))
+            (first if candidate.first else others).append(Remedy(overrides, candidate.reason))
         elif _is_lenet(config):
             # Theory would need the pooling windows' correlations in the changed network.
             if not candidate.overrides[0].startswith("model.residual"):
-                unproven.append(Remedy(candidate.overrides, candidate.reason))
+                unproven.append(Remedy(overrides, candidate.reason))
         elif (factor := _predicted(changed, inputs, None)) is not None:
             # Where theory is silent, another reason may still speak for the same.
             tried.append(changed)
             decades = abs(_decades(changed, factor))
-            if decades < config.verdict.remedy_decades:
-                remedy = Remedy(candidate.overrides, candidate.reason, None if _hidden(changed) == 1 else factor)
+            if decades < min(config.verdict.remedy_decades, candidate.share * present):
+                remedy = Remedy(overrides, candidate.reason, None if _hidden(changed) == 1 else factor)
                 proven.append((max(decades, config.verdict.steady_decades), remedy))
     ranked = [remedy for _, remedy in sorted(proven, key=lambda pair: pair[0])]
     return (*first, *[*ranked, *unproven][: MOST - len(first) - len(others)], *others)

@@ -55,7 +55,7 @@ LAYERS = [
         "catalogue",
     },
     {"evaluation", "measure.probe", "expectation", "asymptotics", "jacobians"},
-    {"candidates", "remedies"},
+    {"paths", "candidates", "remedies"},
     {"measure.recorder"},
     {"parts", "progress"},
     {"training", "forensics"},

@@ -158,7 +158,7 @@ def test_a_decay_that_was_seen_to_outweigh_the_gradient_is_the_first_thing_to_go
 def test_a_steady_network_that_does_not_learn_is_offered_skip_paths(configure: Compose, inputs: Inputs) -> None:
     config = configure("model.depth=25", "model.norm=layer", "optimizer=adamw", "optimizer.lr=0.03")
     remedies = [remedy.overrides for remedy in remedies_for(config, inputs, found("not_learning"))]
-    assert remedies[-1] == ("model.residual=scaled",)
+    assert remedies[-1] == ("model.residual=scaled", "optimizer.lr=0.001")
 
 
 def test_an_explosion_is_offered_a_bound_and_a_smaller_step(configure: Compose, inputs: Inputs) -> None:
@@ -377,7 +377,9 @@ def test_steps_by_which_a_deep_chain_loses_what_it_learns_call_for_skip_paths_or
     assert ("optimizer.lr=0.0001",) in offered
 
 
-@pytest.mark.parametrize(("rule", "value", "offered"), [("overshoot", 1e9, ["2e-06"]), ("large_steps", 1e6, [])])
+@pytest.mark.parametrize(
+    ("rule", "value", "offered"), [("overshoot", 1e9, []), ("overshoot", 1e4, ["3e-05"]), ("large_steps", 1e6, [])]
+)
 def test_no_rate_becomes_less_than_a_ten_thousandth(
     configure: Compose, inputs: Inputs, rule: str, value: float, offered: list[str]
 ) -> None:
@@ -470,3 +472,79 @@ def test_copies_are_offered_weights_drawn_at_random_and_nothing_else(configure: 
     assert all(remedy.overrides[0].startswith("init=") for remedy in offered)
     # A knob that only constants have is in the way of every other scheme.
     assert remedies_for(configure("init=constant", "init.value=0.1"), inputs, Verdict(30, (copies,))) == ()
+
+
+def at_first(kind: str, rule: str, value: float, limit: float = 1.0) -> Finding:
+    return Finding(kind, rule, "", (), 0, 199, 2, value, limit, "", "")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "findings", "first"),
+    [
+        # The network explodes at any rate; a tenth of this one mends nothing.
+        (
+            "model.depth=6 act=relu init.gain=30 optimizer=adam optimizer.lr=0.02",
+            [at_first("exploding", "forward_explosion", 1e9)],
+            ("init.gain=1", "optimizer.lr=0.001"),
+        ),
+        # 0.6 per layer stays so at any rate, and no network stands this one.
+        (
+            "model.depth=35 act=relu init.gain=0.6 optimizer=nesterov optimizer.lr=2",
+            [at_first("vanishing", "depth_span", 7.0), at_first("not_learning", "large_steps", 400.0, 3.0)],
+            ("init.gain=1", "optimizer.lr=0.01"),
+        ),
+        # Large biases bring inputs together at the edge of chaos too.
+        (
+            "model.depth=30 act=tanh init=variance init.sigma_w2=1.3 init.sigma_b2=2",
+            [at_first("vanishing", "collapse", 1.0)],
+            ("init.sigma_w2=1", "init.sigma_b2=0"),
+        ),
+        (
+            "model.depth=30 act=tanh init=critical init.sigma_b2=3 init.gain=0.6",
+            [at_first("vanishing", "depth_span", 4.0)],
+            ("init.sigma_b2=0", "init.gain=1"),
+        ),
+        (
+            "model.depth=3 act=relu optimizer=sgd optimizer.lr=1e-6 schedule=cosine",
+            [at_first("not_learning", "tiny_updates", 1e-8, 1e-4)],
+            ("optimizer.lr=0.05",),
+        ),
+        (
+            "model.depth=3 act=relu optimizer=sgd optimizer.lr=0.05 schedule=cosine",
+            [at_first("not_learning", "tiny_updates", 1e-8, 1e-4)],
+            ("schedule=constant",),
+        ),
+    ],
+)
+def test_what_is_wrong_is_what_the_first_remedy_changes(
+    configure: Compose, inputs: Inputs, overrides: str, findings: list[Finding], first: tuple[str, ...]
+) -> None:
+    remedies = remedies_for(configure(*overrides.split()), inputs, Verdict(199, tuple(findings)))
+    assert remedies[0].overrides == first
+
+
+def test_no_network_is_offered_at_a_rate_that_none_stands(configure: Compose, inputs: Inputs) -> None:
+    config = configure("model.depth=35", "act=relu", "init.gain=0.6", "optimizer=nesterov", "optimizer.lr=2")
+    findings = (at_first("vanishing", "depth_span", 7.0), at_first("not_learning", "plateau", 1.0, 0.95))
+    offered = [remedy.overrides for remedy in remedies_for(config, inputs, Verdict(199, findings))]
+    assert ("model.residual=scaled", "optimizer.lr=0.01") in offered
+    assert not any("residual" in " ".join(words) and "optimizer" not in " ".join(words) for words in offered)
+
+
+def test_what_leaves_the_gradient_where_it_is_mends_nothing(configure: Compose, inputs: Inputs) -> None:
+    """A sigmoid's slope is at most 1/4, whatever normalises its input."""
+    words = ["model.width=[100,100,100,100]", "act=sigmoid", "init=normal", "init.std=0.16"]
+    config, normed = configure(*words), configure(*words, "model.norm=layer")
+    offered = [remedy.overrides for remedy in remedies_for(config, inputs, found("vanishing"))]
+    now, then = (-3 * np.log10(expect(each, inputs).depth_factor) for each in (config, normed))
+    assert 0.9 * now < then < min(now, config.verdict.remedy_decades)
+    assert ("model.norm=batch",) in offered
+    assert ("model.norm=layer",) not in offered
+
+
+def test_branches_that_start_at_nothing_come_with_weights_of_moderate_size(configure: Compose, inputs: Inputs) -> None:
+    config = configure("model.depth=16", "act=relu", "init=xavier_normal", "init.gain=4")
+    offered = [remedy.overrides for remedy in remedies_for(config, inputs, found("exploding"))]
+    assert ("model.residual=rezero", "init=critical", "init.gain=1") in offered
+    offered = [remedy.overrides for remedy in remedies_for(configure("init=xavier_normal"), inputs, found("vanishing"))]
+    assert ("model.residual=rezero",) in offered
