@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gradstab.config import Config
 from gradstab.config.optimizer_options import ADAPTIVE, DECOUPLED
@@ -23,6 +24,8 @@ DEEP = 10
 LEAST_BATCH, USUAL_BATCH = 8, 32
 # Far beyond what is usual (1e-4 to 1e-3): an adaptive optimizer follows a decay that outweighs the gradient.
 LARGE_DECAY = 0.01
+# A gradient that spans more passes at no rate.
+HOPELESS = 5.0
 # What is said to mend the gradient's path has to leave at most this share of its decades.
 BETTER = 0.9
 
@@ -52,18 +55,28 @@ class Candidate:
     besides: tuple[str, ...] = ()
 
 
-def candidates(
-    config: Config, verdict: Verdict, steady: bool | None, typical_norm: float | None
-) -> Iterator[Candidate]:
-    """What is worth trying, the smallest change first.
+class Expected(NamedTuple):
+    """What theory predicts: the depth factor, by how many decades a gradient changes, and whether a signal passes."""
 
-    ``steady`` is whether theory expects the gradient to keep its size; None where it is silent.
-    """
+    factor: float
+    decades: float
+    sound: bool
+
+    def steady(self, config: Config) -> bool:
+        """Whether signals pass, and gradients keep their size."""
+        return self.sound and self.decades < config.verdict.steady_decades
+
+
+def candidates(
+    config: Config, verdict: Verdict, now: Expected | None, typical_norm: float | None
+) -> Iterator[Candidate]:
+    """What is worth trying, the smallest change first; None for ``now`` where theory is silent."""
+    steady = now is not None and now.steady(config)
     kinds, rules = set(verdict.labels), {finding.rule for finding in verdict.findings}
     if "identical_units" in rules:
         yield from (Candidate(*change) for change in drawn_at_random(config))
         return
-    yield from _bounds_candidates(config, kinds, bool(steady), typical_norm)
+    yield from _bounds_candidates(config, kinds, steady, typical_norm)
     # Steps that are known to be too large stay so, whatever the network.
     off = WILD if config.optimizer.name in ADAPTIVE or rules & {*_TOO_LARGE, "overshoot"} else WILD**2
     slopes = Candidate(("act=leaky_relu",), "a slope below 0, so that no unit dies")
@@ -94,7 +107,7 @@ def candidates(
             # With a rate that is far off, a bounded gradient still makes steps that are far too large.
             overrides = ("clip=norm", f"clip.max_norm={limit:.2g}", *_usual_if(config, WILD))
             yield Candidate(overrides, reason, about_depth=False)
-    yield from _rate_candidates(config, verdict, steady, updated, without_gradient)
+    yield from _rate_candidates(config, verdict, now, updated, without_gradient)
     if "decay" in rules or (kinds & {"vanishing", "not_learning"} and _decays(config)):
         reason = "no pull on the weights besides the gradient's"
         yield Candidate(("optimizer.weight_decay=0",), reason, about_depth=False, first="decay" in rules)
@@ -111,7 +124,7 @@ def candidates(
 
 
 def _rate_candidates(
-    config: Config, verdict: Verdict, steady: bool | None, updated: bool, without_gradient: bool
+    config: Config, verdict: Verdict, now: Expected | None, updated: bool, without_gradient: bool
 ) -> Iterator[Candidate]:
     """Smaller steps or larger ones, by what the verdict says of those that were made.
 
@@ -119,8 +132,10 @@ def _rate_candidates(
     would be no better for another.
     """
     kinds, rules = set(verdict.labels), {finding.rule for finding in verdict.findings}
+    steady = now is not None and now.steady(config)
     # Such a network fails at any rate.
-    unsound = steady is False and any(f.first_step == 0 and f.rule in _OF_THE_NETWORK for f in verdict.findings)
+    born = any(f.first_step == 0 and f.rule in _OF_THE_NETWORK for f in verdict.findings)
+    unsound = now is not None and not steady and (born or now.decades > HOPELESS)
     rate, usual = config.optimizer.knobs["lr"], _usual_rate(config)
     high, killed = rate >= WILD * usual, updated and "dead_units" in kinds
     too_large = [f for f in verdict.findings if f.rule in _TOO_LARGE]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gradstab.candidates import candidates
+from gradstab.candidates import Expected, candidates
 from gradstab.config import Config, from_hydra, to_container
 from gradstab.config.registry import Option
 from gradstab.errors import ConfigError
@@ -40,14 +40,13 @@ def remedies_for(
     if verdict.labels == (HEALTHY,):
         return ()
     now = _predicted(config, inputs, correlations)
-    present = math.inf if now is None else abs(_decades(config, now))
-    steady = None if now is None else present < config.verdict.steady_decades
+    present = now.decades if now is not None and now.sound else math.inf
     proven: list[tuple[float, Remedy]] = []
     unproven: list[Remedy] = []
     others: list[Remedy] = []
     first: list[Remedy] = []
     tried: list[Config] = []
-    for candidate in candidates(config, verdict, steady, typical_norm):
+    for candidate in candidates(config, verdict, now, typical_norm):
         overrides = (*candidate.overrides, *candidate.besides)
         changed = None if _applied(config, candidate.overrides) is None else _applied(config, overrides)
         if changed is None or changed in tried:
@@ -59,13 +58,12 @@ def remedies_for(
             # Theory would need the pooling windows' correlations in the changed network.
             if not candidate.overrides[0].startswith("model.residual"):
                 unproven.append(Remedy(overrides, candidate.reason))
-        elif (factor := _predicted(changed, inputs, None)) is not None:
+        elif (then := _predicted(changed, inputs, None)) is not None:
             # Where theory is silent, another reason may still speak for the same.
             tried.append(changed)
-            decades = abs(_decades(changed, factor))
-            if decades < min(config.verdict.remedy_decades, candidate.share * present):
-                remedy = Remedy(overrides, candidate.reason, None if _hidden(changed) == 1 else factor)
-                proven.append((max(decades, config.verdict.steady_decades), remedy))
+            if then.sound and then.decades < min(config.verdict.remedy_decades, candidate.share * present):
+                remedy = Remedy(overrides, candidate.reason, None if _hidden(changed) == 1 else then.factor)
+                proven.append((max(then.decades, config.verdict.steady_decades), remedy))
     ranked = [remedy for _, remedy in sorted(proven, key=lambda pair: pair[0])]
     return (*first, *[*ranked, *unproven][: MOST - len(first) - len(others)], *others)
 
@@ -108,11 +106,8 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def _predicted(config: Config, inputs: Inputs, correlations: tuple[float, float] | None) -> float | None:
-    """The depth factor that theory predicts, inf where no signal would come of it all the same; None without theory.
-
-    A single hidden layer, which has none, keeps every gradient as it is.
-    """
+def _predicted(config: Config, inputs: Inputs, correlations: tuple[float, float] | None) -> Expected | None:
+    """What theory expects; None where it is silent. A single hidden layer keeps every gradient as it is."""
     try:
         prediction = expect(config, inputs, correlations)
     except NoTheory:
@@ -122,14 +117,11 @@ def _predicted(config: Config, inputs: Inputs, correlations: tuple[float, float]
     limit = config.verdict.signal_share if batch_norm else config.verdict.stalled_signal_share
     lost = share is not None and share < limit
     factor = prediction.depth_factor if _hidden(config) > 1 else 1.0
-    sound = math.isfinite(factor) and factor > 0 and not lost and float(prediction.q.max()) < LONG**2
-    return factor if sound else math.inf
+    known = math.isfinite(factor) and factor > 0
+    decades = abs((_hidden(config) - 1) * math.log10(factor)) if known else math.inf
+    return Expected(factor, decades, known and not lost and float(prediction.q.max()) < LONG**2)
 
 
 def _hidden(config: Config) -> int:
     depth: int = config.model.knobs.get("depth", 4)
     return depth
-
-
-def _decades(config: Config, factor: float) -> float:
-    return math.inf if math.isinf(factor) else (_hidden(config) - 1) * math.log10(factor)
