@@ -262,8 +262,32 @@ def test_the_typical_norm_is_the_median_of_the_first_steps(norms: list[float], t
 def test_what_no_longer_holds_is_forgotten() -> None:
     one = judge()
     looked(one, 0, CHANCE, signal_grad_norm=profile(0.5))
-    looked(one, 1, CHANCE, signal_grad_norm=profile(0.95))
+    looked(one, 1, 0.9 * CHANCE, signal_grad_norm=profile(0.95))
     assert one.verdict().labels == ("healthy",)
+
+
+def test_what_was_wrong_at_first_counts_until_the_loss_moves() -> None:
+    """A profile that is fine by now has not made the network learn; what came up later counts while it holds."""
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=profile(0.5))
+    for step in range(1, 20):
+        looked(one, step, CHANCE, signal_grad_norm=profile(2.0 if step == 5 else 0.95))
+        assert one.verdict().labels == (("vanishing", "exploding") if step == 5 else ("vanishing",))
+    (finding,) = one.verdict().findings
+    assert (finding.first_step, finding.last_step, finding.persistence) == (0, 0, 1)
+    assert one.to_stop(["vanishing"]) is None
+    looked(one, 20, 1.5 * CHANCE)
+    for step in range(21, 30):
+        looked(one, step, 1.5 * CHANCE, signal_grad_norm=profile(0.95))
+    assert one.verdict().labels == ("healthy",)
+
+
+def test_a_plateau_tells_by_itself_in_the_end() -> None:
+    one = judge()
+    looked(one, 0, CHANCE, signal_grad_norm=profile(0.5))
+    for step in range(1, T.patience + 2):
+        looked(one, step, CHANCE, signal_grad_norm=profile(0.95))
+    assert one.verdict().labels == ("not_learning",)
 
 
 def test_a_forward_explosion_shows_in_the_loss() -> None:

@@ -15,7 +15,7 @@ from gradstab.events import Vector, as_written
 from gradstab.measure.depth import said_of_depth
 from gradstab.measure.losses import Losses, Recovery
 from gradstab.measure.rules import Broken, Holding, Profile, broken, profile_rules
-from gradstab.measure.step_rules import Course, course_rules, step_rules
+from gradstab.measure.step_rules import ERRANT, Course, course_rules, step_rules
 from gradstab.measure.verdict import Finding, Verdict
 
 EARLY_STEPS = 25
@@ -120,7 +120,10 @@ class Judge:
             if profile.first and found:
                 # What has no gradient does not move, whatever its rate.
                 steps = [holding for holding in steps if holding.rule != "tiny_updates"]
-            self._keep(step, found, "profile")
+            # What was wrong at first may be gone, and the network be no better for it; `plateau` tells later.
+            t = self._thresholds
+            stuck = level is not None and t.plateau < level < ERRANT and self._seen <= t.patience
+            self._keep(step, found, "profile", spare=stuck)
             self._keep(step, steps, FIRST_STEP if profile.first else "step")
 
     def forget(self, *rules: str) -> None:
@@ -194,12 +197,13 @@ class Judge:
             holdings = course_rules(course, t)
         self._keep(step, holdings, "loss")
 
-    def _keep(self, step: int, holdings: Sequence[Holding], source: str) -> None:
+    def _keep(self, step: int, holdings: Sequence[Holding], source: str, *, spare: bool = False) -> None:
+        """Keep what holds now, and let go of what no longer does, unless it is to be spared and held at first."""
         if not holdings and not self._held:
             return
         now = {f"{source}/{holding.kind}/{holding.rule}": holding for holding in holdings}
         for rule in self._held.keys() - now:
-            if rule.startswith(f"{source}/"):
+            if rule.startswith(f"{source}/") and not (spare and self._held[rule][0] == self._first):
                 del self._held[rule]
         for rule, holding in now.items():
             first, _, times, _ = self._held.get(rule, (step, step, 0, holding))
