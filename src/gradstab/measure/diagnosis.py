@@ -50,7 +50,8 @@ class Judge:
         self._layers = list(layers)
         self._thresholds = thresholds
         self._theory = theory or {}
-        self._batch_norm = any(str(note).startswith("norm=batch") for note in self._theory.get("notes") or ())
+        said = (*(self._theory.get("notes") or ()), self._theory.get("reason") or "")
+        self._batch_norm = any(str(note).startswith("norm=batch") for note in said)
         self.adaptive = adaptive
         self.arrange(hidden, self._layers[:hidden] if depth_layers is None else depth_layers)
         self._losses = Losses(thresholds, chance_loss, least_loss)
@@ -123,6 +124,8 @@ class Judge:
             # What was wrong at first may be gone, and the network be no better for it; `plateau` tells later.
             t = self._thresholds
             stuck = level is not None and t.plateau < level < ERRANT and self._seen <= t.patience
+            # Behind batch norm an exploding gradient mends itself: weights grow by it, and steps shrink.
+            stuck = stuck and not self._batch_norm
             self._keep(step, found, "profile", spare=stuck)
             self._keep(step, steps, FIRST_STEP if profile.first else "step")
 
@@ -143,8 +146,9 @@ class Judge:
         held = {} if learnt else {rule: kept for rule, kept in self._held.items() if kept[2] >= kept[3].needs}
         if self._seen > 1:
             held.pop(f"{FIRST_STEP}/not_learning/tiny_updates", None)  # Later steps tell by themselves.
-        # How large the first step was may explain what is wrong now; with a loss off the plateau, it did no harm.
-        left = level is None or level <= self._thresholds.plateau
+        # How large the first step was may explain what is wrong now; with a loss off the plateau, it did no harm. Behind
+        # batch norm it leaves larger weights, of which later steps are smaller shares.
+        left = level is None or level <= self._thresholds.plateau or self._batch_norm
         if self._seen > 1 and left and not findings and all(rule.startswith(FIRST_STEP) for rule in held):
             held = {}
         if any(kept[3].rule == "tiny_updates" and kept[3].value == 0 for kept in held.values()):
