@@ -15,7 +15,7 @@ import torch
 from gradstab.errors import GradstabError
 from gradstab.run_directory import CHECKPOINTS, replacing
 
-FORMAT = 6
+FORMAT = 7
 BEST = "best.pt"
 _NAME = re.compile(r"step_(\d{8,18})\.pt")
 

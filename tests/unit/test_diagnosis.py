@@ -486,6 +486,28 @@ def test_a_first_step_far_beyond_the_reach_of_its_gradient(unit: float) -> None:
     assert finding.value == pytest.approx(40)
 
 
+@pytest.mark.parametrize(
+    ("theory", "labels"),
+    [
+        ({"notes": ["norm=batch: inputs are taken as equally long"]}, ("healthy",)),
+        ({"reason": "norm=batch with norm_position=after: no formula"}, ("healthy",)),
+        ({"notes": ["norm=layer: of a depth"]}, ("exploding",)),
+        ({}, ("exploding",)),
+    ],
+)
+def test_behind_batch_norm_a_first_step_is_over_once_it_is_made(
+    theory: dict[str, Any], labels: tuple[str, ...]
+) -> None:
+    """However large, it leaves weights whose size no output shows; van Laarhoven 2017 (arXiv:1706.05350)."""
+    one = judge(theory)
+    sizes = {"grad_norm": np.full(11, 2.0), "weight_norm": np.full(11, 2.0), "update_ratio": np.full(11, 5.0)}
+    looked(one, 0, CHANCE, signal_grad_norm=profile(2.0), **sizes)
+    assert [finding.rule for finding in one.verdict().findings] == ["depth_span", "overshoot"]
+    for step in range(1, 20):
+        looked(one, step, CHANCE, signal_grad_norm=profile(1.0))
+    assert one.verdict().labels == labels
+
+
 def test_what_does_not_overshoot() -> None:
     assert first_step(20.0).verdict().labels == ("healthy",)
     assert first_step(40.0, adaptive=True).verdict().labels == ("healthy",), "Adam's first step is of one size"

@@ -146,8 +146,8 @@ class Judge:
         held = {} if learnt else {rule: kept for rule, kept in self._held.items() if kept[2] >= kept[3].needs}
         if self._seen > 1:
             held.pop(f"{FIRST_STEP}/not_learning/tiny_updates", None)  # Later steps tell by themselves.
-        # How large the first step was may explain what is wrong now; with a loss off the plateau, it did no harm. Behind
-        # batch norm it leaves larger weights, of which later steps are smaller shares.
+        # How large the first step was may explain what is wrong now; with a loss off the plateau, it did no harm, nor
+        # behind batch norm, where it leaves larger weights, of which later steps are smaller shares.
         left = level is None or level <= self._thresholds.plateau or self._batch_norm
         if self._seen > 1 and left and not findings and all(rule.startswith(FIRST_STEP) for rule in held):
             held = {}
