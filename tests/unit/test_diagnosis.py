@@ -882,6 +882,26 @@ def test_a_loss_that_has_been_negative_has_no_unit(chance: float | None) -> None
         assert one.verdict().labels == ("healthy",)
 
 
+def test_what_is_right_on_the_test_split_was_learnt_however_large_the_loss() -> None:
+    """Outputs of a deep linear network that exploded: right, and far too sure of what they get wrong."""
+    one = judge()
+    for step in range(100):
+        looked(one, step, 1e6 * CHANCE, signal_grad_norm=profile(3.0))
+    assert one.verdict().labels == ("exploding",)
+    one.observe(100, {"test/loss": 1e6, "test/accuracy": 0.79}, {})
+    assert one.verdict().labels == ("exploding",)
+    one.observe(100, {"test/loss": 1e6, "test/accuracy": 0.8}, {})
+    assert one.verdict().labels == ("healthy",)
+    # What comes up afterwards counts, and all of it again once the accuracy is gone.
+    for step in range(100, 110):
+        looked(one, step, 1e6 * CHANCE, signal_grad_norm=profile(0.1))
+    assert one.verdict().labels == ("vanishing",)
+    one.observe(110, {"test/loss": 1e6, "test/accuracy": 0.1}, {})
+    assert one.verdict().labels == ("vanishing", "exploding")
+    one.observe(110, {"test/loss": math.inf, "test/accuracy": 0.9}, {})
+    assert one.verdict().labels == ("non_finite",)
+
+
 def test_a_loss_of_exactly_nothing_is_learnt() -> None:
     one = judge()
     for step in range(6):

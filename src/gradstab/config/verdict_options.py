@@ -101,6 +101,9 @@ class Thresholds(Option):
     learnt: float = number(
         0.5, above=0, below=1, reason="a loss below this share of guessing's is learning, whatever gradients look like"
     )
+    learnt_accuracy: float = number(
+        0.8, above=0, at_most=1, reason="so large a share of the test split right is learning, however large the loss"
+    )
     plateau: float = number(
         0.95, above=0, below=1, reason="a loss above this share of guessing's has learnt next to nothing"
     )

@@ -22,7 +22,8 @@ EARLY_STEPS = 25
 FIRST_STEP = "first"
 # A rate below this share of the highest is the tail of a schedule.
 FALLEN = 0.1
-LOOKED_AT = {"train/loss", "test/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped"}
+_OF_A_STEP = {"train/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped"}
+LOOKED_AT = {"test/loss", "test/accuracy", *_OF_A_STEP}
 
 
 class Judge:
@@ -62,6 +63,7 @@ class Judge:
         # For each rule: the step where it began to hold, at how many looks since, and what it last found.
         self._held: dict[str, tuple[int, int, int, Holding]] = {}
         self._broken: Finding | None = None
+        self._accurate = 0  # So many steps had been made when most of the test split was right, by the last evaluation.
 
     def arrange(self, hidden: int, depth_layers: Sequence[str]) -> None:
         """From now on so many layers come first that are alike, and a line over depth is taken along these."""
@@ -71,12 +73,12 @@ class Judge:
     def observe(self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> None:
         """Take one step's values, which count as the event file holds them; steps come in order.
 
-        Of an evaluation on the test split only counts whether it is finite. Without a training loss, only what needs
-        none is judged.
+        Of an evaluation on the test split counts whether it is finite, and an accuracy that shows learning. Without a
+        training loss, only what needs none is judged.
         """
         scalars = {tag: as_written(scalars[tag]) for tag in LOOKED_AT if tag in scalars}
         if (tested := scalars.get("test/loss")) is not None:
-            self._take_evaluation(step, tested)
+            self._take_evaluation(step, tested, scalars.get("test/accuracy", 0.0))
         loss = scalars.get("train/loss")
         # A step that the loss scaler skipped overflowed by design, and changed nothing.
         if scalars.get("amp/skipped") or (loss is None and "grad_norm" not in vectors):
@@ -123,10 +125,9 @@ class Judge:
                 steps = [holding for holding in steps if holding.rule != "tiny_updates"]
             # What was wrong at first may be gone, and the network be no better for it; `plateau` tells later.
             t = self._thresholds
-            stuck = level is not None and t.plateau < level < ERRANT and self._seen <= t.patience
             # Behind batch norm an exploding gradient mends itself: weights grow by it, and steps shrink.
-            stuck = stuck and not self._batch_norm
-            self._keep(step, found, "profile", spare=stuck)
+            stuck = level is not None and t.plateau < level < ERRANT and not self._batch_norm
+            self._keep(step, found, "profile", spare=stuck and self._seen <= t.patience)
             self._keep(step, steps, FIRST_STEP if profile.first else "step")
 
     def forget(self, *rules: str) -> None:
@@ -143,7 +144,7 @@ class Judge:
         findings = [self._broken] if self._broken is not None else []
         level = self._losses.level
         learnt = level is not None and level <= self._thresholds.learnt
-        held = {} if learnt else {rule: kept for rule, kept in self._held.items() if kept[2] >= kept[3].needs}
+        held = {} if learnt else {rule: kept for rule, kept in self._held.items() if self._counts(*kept)}
         if self._seen > 1:
             held.pop(f"{FIRST_STEP}/not_learning/tiny_updates", None)  # Later steps tell by themselves.
         # How large the first step was may explain what is wrong now; with a loss off the plateau, it did no harm, nor
@@ -158,6 +159,9 @@ class Judge:
         findings.sort(key=lambda finding: KINDS.index(finding.kind))
         return Verdict(self._step, tuple(findings))
 
+    def _counts(self, first: int, _last: int, times: int, holding: Holding) -> bool:
+        return times >= holding.needs and first >= self._accurate  # What was before an accurate evaluation does not.
+
     def to_stop(self, kinds: Sequence[str]) -> Finding | None:
         """The first finding of one of ``kinds`` that has held long enough to end the run."""
         if not kinds:
@@ -170,7 +174,8 @@ class Judge:
                 return finding
         return None
 
-    def _take_evaluation(self, step: int, loss: float) -> None:
+    def _take_evaluation(self, step: int, loss: float, accuracy: float) -> None:
+        self._accurate = step if accuracy >= self._thresholds.learnt_accuracy else 0
         if not math.isfinite(loss):
             self._note_broken(step, Broken("test/loss", (), loss))
         elif self._broken is not None and self._broken.quantity == "test/loss":
