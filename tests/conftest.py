@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,9 @@ Train = Callable[..., dict[str, Any]]
 def _process() -> None:
     """The suite runs in several processes; each taking every core would make all of them slow."""
     torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Shells start what runs in the background so, and programs that are to be interrupted would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     register_schema()
 
 
