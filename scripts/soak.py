@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradstab.events import layer_tags, read_events, shown_layers
+from gradstab.encoding import shown_layers
+from gradstab.events import layer_tags, read_events
 
 DEPTH = 4
 NETWORK = (

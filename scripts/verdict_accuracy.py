@@ -34,8 +34,9 @@ from gradstab.assembly import build
 from gradstab.config import Config, from_hydra
 from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.data import batches
+from gradstab.encoding import Vector
 from gradstab.errors import GradstabError
-from gradstab.events import EventWriter, Vector
+from gradstab.events import EventWriter
 from gradstab.examination import Examination
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.recorder import Recorder

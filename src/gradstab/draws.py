@@ -13,7 +13,7 @@ from gradstab.assembly import build
 from gradstab.config import Config
 from gradstab.config.probe_options import ProbeKnobs
 from gradstab.data import Dataset, batches
-from gradstab.events import Vector
+from gradstab.encoding import Vector
 from gradstab.examination import correlations_of
 from gradstab.jacobians import Jacobians, jacobians
 from gradstab.losses import chance_loss, least_loss

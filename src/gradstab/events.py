@@ -7,64 +7,32 @@ beside it go scalars that a person looks at.
 
 from __future__ import annotations
 
-import ctypes
-import json
-import math
 import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
+from tensorboard.compat.proto.summary_pb2 import Summary
 
-from gradstab.decoding import VECTOR_PREFIX, Decoder
+from gradstab.decoding import Decoder
+from gradstab.encoding import Encoder, Vector
 from gradstab.framing import framed, frames
-
-PLUGIN = "gradstab"
-MAX_SHOWN = 64
-
-Vector = NDArray[np.float64]
 
 # Held here until they are closed: else a collector may close them before what would write to them last.
 _OPEN: set[BinaryIO] = set()
-_LARGEST = float(np.finfo(np.float32).max)
-
-
-def as_written(value: float) -> float:
-    """A scalar as the event file holds it: in single precision, and finite still where it was."""
-    rounded = ctypes.c_float(value).value
-    return math.copysign(_LARGEST, value) if math.isinf(rounded) and math.isfinite(value) else rounded
-
-
-def shown_layers(count: int, at_most: int = MAX_SHOWN) -> list[int]:
-    """The layers shown one by one: all, or evenly spaced ones, the first and the last included."""
-    if count <= at_most:
-        return list(range(count))
-    return [round(i * (count - 1) / (at_most - 1)) for i in range(at_most)]
 
 
 def layer_tags(names: Sequence[str]) -> list[str]:
     """Names that sort by depth: a zero-padded index, then the layer's own name."""
     digits = max(2, len(str(len(names) - 1)))
     return [f"{index:0{digits}d}_{name}" for index, name in enumerate(names)]
-
-
-class _Template(NamedTuple):
-    """A record to be filled in: where its scalars go, and each vector, whole and with the layers shown one by one."""
-
-    event: Event
-    scalars: list[Summary.Value]
-    vectors: list[tuple[Summary.Value, list[tuple[int, Summary.Value]]]]
 
 
 class EventWriter:
@@ -80,13 +48,11 @@ class EventWriter:
         self._file = self.path.open("xb" if state is None else "r+b", buffering=2**18)
         _OPEN.add(self._file)
         self._layers = list(layers)
-        self._described: set[str] = set()
-        self._templates: dict[Any, _Template] = {}
+        self._encoder = Encoder(layers, () if state is None else state["described"])
         if state is None:
-            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+            self._write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         else:
             self._file.seek(state["position"])
-            self._described.update(state["described"])
 
     @property
     def in_place(self) -> bool:
@@ -102,35 +68,17 @@ class EventWriter:
 
     def state_dict(self) -> dict[str, Any]:
         """The file's name and where it ends."""
-        return {"name": self.path.name, "position": self._file.tell(), "described": sorted(self._described)}
+        return {"name": self.path.name, "position": self._file.tell(), "described": sorted(self._encoder.described)}
 
     def write(
         self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector], wall_time: float | None = None
     ) -> None:
         """Record one step: scalars by tag, and vectors by quantity with an entry per layer (or per hidden layer)."""
-        key = (*scalars, *((quantity, len(vector)) for quantity, vector in vectors.items()))
-        if key not in self._templates:
-            self._templates[key] = self._template(scalars, vectors)
-        template = self._templates[key]
-        event = template.event
-        event.wall_time, event.step = wall_time or time.time(), step
-        for slot, value in zip(template.scalars, scalars.values(), strict=True):
-            slot.simple_value = as_written(value)
-        for (whole, shown), vector in zip(template.vectors, vectors.values(), strict=True):
-            whole.tensor.tensor_content = vector.astype("<f8", copy=False).tobytes()
-            values = vector.tolist()
-            for index, slot in shown:
-                slot.simple_value = values[index]
-        undescribed = [whole for whole, _ in template.vectors if whole.tag not in self._described]
-        for whole in undescribed:
-            self._describe(whole)
-        self._write(event)
-        for whole in undescribed:
-            whole.ClearField("metadata")
+        self._write(self._encoder.encode(step, wall_time or time.time(), scalars, vectors))
 
     def write_summary(self, summary: Summary, step: int = 0) -> None:
         """Record a summary made elsewhere (hyperparameters, layouts)."""
-        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+        self._write(Event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
 
     def flush(self) -> None:
         """Hand everything written so far to the operating system."""
@@ -146,29 +94,8 @@ class EventWriter:
         _OPEN.discard(self._file)
         self._file.close()
 
-    def _template(self, scalars: Mapping[str, float], vectors: Mapping[str, Vector]) -> _Template:
-        """A record of these tags; putting them together anew at every step would cost as much as taking the norms."""
-        event = Event()
-        values = event.summary.value
-        scalar_slots = [values.add(tag=tag) for tag in scalars]
-        vector_slots = []
-        for quantity, vector in vectors.items():
-            shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(vector))])
-            whole = values.add(tag=VECTOR_PREFIX + quantity, tensor=TensorProto(dtype=DT_DOUBLE, tensor_shape=shape))
-            shown = [(i, values.add(tag=f"{quantity}/{self._layers[i]}")) for i in shown_layers(len(vector))]
-            vector_slots.append((whole, shown))
-        return _Template(event, scalar_slots, vector_slots)
-
-    def _describe(self, whole: Summary.Value) -> None:
-        """Name a vector's layers: TensorBoard remembers what the first value of a tag says of itself."""
-        self._described.add(whole.tag)
-        count = whole.tensor.tensor_shape.dim[0].size
-        content = json.dumps({"layers": self._layers[:count]}).encode()
-        plugin_data = SummaryMetadata.PluginData(plugin_name=PLUGIN, content=content)
-        whole.metadata.CopyFrom(SummaryMetadata(plugin_data=plugin_data, data_class=DATA_CLASS_TENSOR))
-
-    def _write(self, event: Event) -> None:
-        self._file.write(framed(event.SerializeToString()))
+    def _write(self, record: bytes) -> None:
+        self._file.write(framed(record))
 
 
 @dataclass

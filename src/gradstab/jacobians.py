@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gradstab.capacity import free_memory
 from gradstab.config.sizes import in_words
+from gradstab.encoding import shown_layers
 from gradstab.errors import ConfigError
-from gradstab.events import shown_layers
 from gradstab.measure.quantities import safe_norm
 from gradstab.models.blocks import Model
 from gradstab.spectra import Spectrum, mean_of, singular_values, spectrum

@@ -16,7 +16,7 @@ from gradstab.config.probe_options import ProbeKnobs
 from gradstab.config.verdict_options import KINDS
 from gradstab.data import load_data
 from gradstab.draws import Step, draw
-from gradstab.events import Vector
+from gradstab.encoding import Vector
 from gradstab.examination import Examination
 from gradstab.expectation import expect, inputs_of
 from gradstab.jacobians import Jacobians

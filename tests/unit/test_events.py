@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
 from tensorboard.util import tensor_util
 
 from gradstab import dashboard
-from gradstab.events import EventWriter, layer_tags, read_events, read_records, shown_layers
+from gradstab.encoding import Encoder, shown_layers
+from gradstab.events import EventWriter, layer_tags, read_events, read_records
 
 TAGS = ["00_hidden", "01_hidden", "02_output"]
 
@@ -140,3 +144,31 @@ def test_the_layout_draws_all_layers_in_one_chart() -> None:
     chart = layout.category[0].chart[0]
     assert all(re.match(chart.multiline.tag[0], f"grad_norm/{tag}") for tag in TAGS)
     assert not re.match(chart.multiline.tag[0], "grad_norm_post_clip/00_hidden")
+
+
+@pytest.mark.parametrize("step", [0, 1, 127, 128, 300, 16_383, 16_384, 2**31, 2**62])
+def test_records_are_what_protobuf_makes_of_them(step: int) -> None:
+    count = 70
+    encoder = Encoder(layer_tags(["hidden"] * count))
+    vector = np.linspace(-1.0, 3.0, count)
+    vector[3:6] = math.nan, math.inf, -math.inf
+    scalars = {"train/loss": 0.1, "zero": 0.0, "huge": 1e300, "low": -1e300, "inf": math.inf}
+    for described in (False, True):
+        found = Event.FromString(encoder.encode(step, 12.5, scalars, {"grad_norm": vector, "short": vector[:2]}))
+        wanted = Event(wall_time=12.5, step=step)
+        largest = float(np.finfo(np.float32).max)
+        for tag, value in zip(scalars, (0.1, 0.0, largest, -largest, math.inf), strict=True):
+            wanted.summary.value.add(tag=tag, simple_value=value)
+        for quantity, values in {"grad_norm": vector, "short": vector[:2]}.items():
+            whole = wanted.summary.value.add(tag=f"layers/{quantity}")
+            whole.tensor.CopyFrom(
+                TensorProto(
+                    dtype=DT_DOUBLE, tensor_shape={"dim": [{"size": len(values)}]}, tensor_content=bytes(values)
+                )
+            )
+            for i in shown_layers(len(values)):
+                wanted.summary.value.add(tag=f"{quantity}/{i:02d}_hidden", simple_value=values[i])
+        assert [value.HasField("metadata") for value in found.summary.value].count(True) == (0 if described else 2)
+        for value in found.summary.value:
+            value.ClearField("metadata")
+        assert found.SerializeToString() == wanted.SerializeToString()

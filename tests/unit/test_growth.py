@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from gradstab.events import Records, Series, Vector
+from gradstab.encoding import Vector
+from gradstab.events import Records, Series
 from gradstab.forensics.growth import History, first_above, growth, history, limits, rounded
 from gradstab.forensics.snapshot import Past
 

@@ -24,6 +24,7 @@ LAYERS = [
         "claims",
         "checkpoint",
         "decoding",
+        "encoding",
         "framing",
         "events",
         "measure.quantities",

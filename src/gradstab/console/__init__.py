@@ -16,7 +16,7 @@ from rich.text import Text
 
 from gradstab.config import Config
 from gradstab.console.verdict import verdict_text
-from gradstab.events import shown_layers
+from gradstab.encoding import shown_layers
 from gradstab.measure.depth import over_depth
 from gradstab.measure.verdict import Verdict
 from gradstab.wording import counted

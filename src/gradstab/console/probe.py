@@ -15,7 +15,7 @@ from rich.text import Text
 from gradstab.config import Config
 from gradstab.console import MAX_ROWS, beside
 from gradstab.console.verdict import verdict_text
-from gradstab.events import Vector, shown_layers
+from gradstab.encoding import Vector, shown_layers
 from gradstab.jacobians import Jacobians
 from gradstab.probing import Findings
 

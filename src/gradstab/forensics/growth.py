@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradstab.events import Records, Vector
+from gradstab.encoding import Vector
+from gradstab.events import Records
 from gradstab.forensics.snapshot import LAST_STEPS, Past
 
 _MOST_POINTS = 400

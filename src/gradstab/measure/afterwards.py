@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradstab.config.verdict_options import Thresholds
-from gradstab.events import Records, Vector
+from gradstab.encoding import Vector
+from gradstab.events import Records
 from gradstab.measure.diagnosis import LOOKED_AT, Judge
 from gradstab.measure.verdict import Verdict
 

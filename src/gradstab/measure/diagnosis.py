@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradstab.config.verdict_options import KINDS, Thresholds
-from gradstab.events import Vector, as_written
+from gradstab.encoding import Vector, as_written
 from gradstab.measure.depth import said_of_depth
 from gradstab.measure.losses import Losses, Recovery
 from gradstab.measure.rules import Broken, Holding, Profile, broken, profile_rules
@@ -76,7 +76,7 @@ class Judge:
         Of an evaluation on the test split counts whether it is finite, and an accuracy that shows learning. Without a
         training loss, only what needs none is judged.
         """
-        scalars = {tag: as_written(scalars[tag]) for tag in LOOKED_AT if tag in scalars}
+        scalars = as_written({tag: scalars[tag] for tag in LOOKED_AT if tag in scalars})
         if (tested := scalars.get("test/loss")) is not None:
             self._take_evaluation(step, tested, scalars.get("test/accuracy", 0.0))
         loss = scalars.get("train/loss")

@@ -6,7 +6,7 @@ import math
 from collections import deque
 
 from gradstab.config.verdict_options import Thresholds
-from gradstab.events import Vector
+from gradstab.encoding import Vector
 
 ROUNDING = 1e-6
 # The share of a step's level in the trend, which follows some twenty steps.

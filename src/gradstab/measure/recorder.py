@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gradstab import plain
-from gradstab.events import EventWriter, Vector
+from gradstab.encoding import Vector
+from gradstab.events import EventWriter
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.probe import GradientNorms
 from gradstab.measure.quantities import Norms, Scalar, column, stacked

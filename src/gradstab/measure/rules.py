@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstab.config.verdict_options import Thresholds
-from gradstab.events import Vector
+from gradstab.encoding import Vector
 from gradstab.measure.depth import depth_factor
 
 # Below this R² there is no line to speak of.

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gradstab.events import EventWriter, Vector
+from gradstab.encoding import Vector
+from gradstab.events import EventWriter
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.diagnosis import Judge
 

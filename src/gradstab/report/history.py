@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from gradstab import dashboard, plain
-from gradstab.events import EventWriter, Series, Vector
+from gradstab.encoding import Vector
+from gradstab.events import EventWriter, Series
 
 COLUMNS = 256
 PROFILES = 16
