@@ -179,8 +179,9 @@ def _bounds_candidates(
 
     Where the network itself is sound, that comes first.
     """
-    if config.model.knobs.get("norm") == "batch" and config.batch_size < LEAST_BATCH:
-        yield Candidate((f"batch_size={USUAL_BATCH}",), "enough samples for batch norm", about_depth=False, first=True)
+    if config.model.knobs.get("norm") == "batch" and config.batch < min(LEAST_BATCH, config.n_train):
+        size = min(USUAL_BATCH, config.n_train)
+        yield Candidate((f"batch_size={size}",), "enough samples for batch norm", about_depth=False, first=True)
     if not kinds & {"vanishing", "not_learning"}:
         return
     reasons = (

@@ -36,6 +36,8 @@ CASES = [
     ("vanishing", ["act=leaky_relu", "act.slope=0.2", "init=uniform", "init.bound=0.01", "init.gain=1.5"]),
     ("exploding", ["act=relu", "init.gain=3"]),
     ("exploding", ["model.norm=batch", "model.depth=60"]),
+    ("exploding", ["model.norm=batch", "batch_size=full"]),
+    ("exploding", ["model.norm=batch", "data=line"]),
     ("non_finite", ["optimizer=adam", "optimizer.lr=1"]),
     ("dead_units", ["act=relu", "optimizer.lr=5"]),
     ("saturated", ["act=tanh", "init=normal", "init.std=2"]),

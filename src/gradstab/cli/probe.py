@@ -50,6 +50,13 @@ _IDLE = {
     "images_after=": "makes no pictures",
     "measure=": "measures everything, once",
     "measure.": "measures everything, once",
+    "hydra.run.": "writes nothing",
+    "hydra.sweep.": "writes nothing",
+    "hydra.output_subdir=": "writes nothing",
+    "hydra/launcher=": "is one network, no sweep",
+    "hydra.launcher.": "is one network, no sweep",
+    "hydra/sweeper=": "is one network, no sweep",
+    "hydra.sweeper.": "is one network, no sweep",
 }
 
 
@@ -59,6 +66,8 @@ def probe(args: Sequence[str]) -> int:
         return say(USAGE)
     as_json = "--json" in args
     words = [arg for arg in args if arg != "--json"]
+    if as_json and any(word == "--cfg" or word.startswith("--cfg=") for word in words):
+        raise ConfigError("--json: no effect with --cfg, which shows the configuration as YAML; leave one of them out")
     own = [word for word in words if is_probe_knob(word)]
     knobs = probe_knobs(own)
     words = [word for word in words if word not in own]

@@ -25,17 +25,17 @@ _SMALLEST = 1e-280
 
 
 def notes_on_width(
-    prediction: Prediction, backward: Forward, widths: Sequence[int], blocks: int, longest: float
+    prediction: Prediction, passed: Array, backward: Forward, widths: Sequence[int], blocks: int, longest: float
 ) -> Iterator[str]:
     """A line for each reason why finite widths, or few lengths in place of many, may move the depth factor.
 
-    ``backward`` is the units' factor on squared gradients by length, ``widths`` are those of the hidden layers, of
-    which ``blocks`` feed residual blocks; ``longest`` is the largest input's mean square over the largest one followed.
+    ``passed`` is d ln q^{l+1} / d ln q^l, [layers - 1], ``backward`` the units' factor on squared gradients by length,
+    ``widths`` are those of the hidden layers, of which ``blocks`` feed residual blocks; ``longest`` is the largest
+    input's mean square over the largest one followed.
     """
-    q, depth = prediction.q, len(prediction.q)
-    if depth < 2 or not ((q > _SMALLEST) & (q < 1 / _SMALLEST)).all():
+    q = prediction.q
+    if len(q) < 2 or not ((q > _SMALLEST) & (q < 1 / _SMALLEST)).all():
         return  # The maps end there.
-    passed = prediction.chi_parallel[:-1] * q[:-1] / q[1:]
     growth = _largest_growth(passed)
     if not growth >= _LEAST_GROWTH:
         yield from _of_signal(prediction, passed, min(widths))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +14,9 @@ from gradstab.theory.errors import NoTheory
 from gradstab.theory.fixed_points import Stability, crossings, fixed_points, roots
 from gradstab.theory.maps import second_moment, second_moment_slope, slope_moment
 
-_GRID = np.geomspace(1e-9, 1e9, 721)
+_LOW, _HIGH = 1e-9, 1e9
+# Below this, φ's curvature at the edge is lost in rounding, and no length tells the edge from that at σ_b² = 0.
+_LEAST_BIAS = 1e-18
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,21 @@ def _edges(act: Activation, sigma_b2: float) -> tuple[float, ...]:
     """The fixed points q of all points of the critical line at σ_b²; there is at least one."""
     if not sigma_b2 and not act.at_zero:
         return (0.0,)
+    if 0 < sigma_b2 < _LEAST_BIAS and not act.at_zero:
+        raise NoTheory(
+            f"act={act.name}: sigma_b2={sigma_b2:g} is too small to tell its edge of chaos from that at 0; "
+            f"allowed: 0, or at least {_LEAST_BIAS:g}"
+        )
 
     def miss(q: Array) -> Array:
         return 1 - (second_moment(act, q) / slope_moment(act, q) + sigma_b2) / q
 
-    if found := tuple(roots(miss, _GRID)):
+    high = max(_HIGH, 1e3 * sigma_b2)
+    if found := tuple(roots(miss, np.geomspace(_LOW, high, 1 + round(40 * math.log10(high / _LOW))))):
         return found
     raise NoTheory(
         f"act={act.name} has no edge of chaos at sigma_b2={sigma_b2:g}: where chi_1=1, "
-        f"the length map has no fixed point up to {_GRID[-1]:g}"
+        f"the length map has no fixed point up to {high:g}"
     )
 
 

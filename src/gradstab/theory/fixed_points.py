@@ -17,7 +17,7 @@ import numpy as np
 from gradstab.theory.activations import Activation, Array
 from gradstab.theory.arguments import check_variances
 from gradstab.theory.errors import NoTheory
-from gradstab.theory.maps import chi_1, chi_parallel, length_map, stable_correlation
+from gradstab.theory.maps import SMALLEST, chi_1, chi_parallel, length_map, stable_correlation
 
 Stability = Literal["stable", "half-stable", "unstable", "neutral"]
 
@@ -110,9 +110,11 @@ def _minimum(f: Callable[[Array], Array], low: float, high: float) -> float:
 def fixed_points(act: Activation, sigma_w2: float, sigma_b2: float = 0.0) -> tuple[FixedPoint, ...]:
     """All fixed points of q → σ_w² E φ(√q z)² + σ_b², smallest first; none where q grows without bound.
 
-    They are looked for between 1e-9 and 1e9, and as far beyond as σ_w² and σ_b² may put them.
+    They are looked for between 1e-9 and 1e9, and as far beyond as σ_w² and σ_b² may put them. A σ_b² below 1e-290
+    counts as 0.
     """
     check_variances(act, sigma_w2=sigma_w2, sigma_b2=sigma_b2)
+    sigma_b2 = sigma_b2 if sigma_b2 >= SMALLEST else 0.0
     if act.scale_free is not None:
         return _scale_free_fixed_points(sigma_w2 * act.scale_free, sigma_b2)
     excess = partial(_excess, act, sigma_w2, sigma_b2)
@@ -131,7 +133,7 @@ def fixed_points(act: Activation, sigma_w2: float, sigma_b2: float = 0.0) -> tup
 def _grid(act: Activation, sigma_w2: float, sigma_b2: float) -> Array:
     """Lengths, 40 a decade, from well below V(0), where that is not 0, to well above what a bounded φ makes of any."""
     at_zero = sigma_b2 + sigma_w2 * act.at_zero**2
-    low = 1e-3 * min(1e-6, at_zero or 1.0)
+    low = 1e-3 * min(1e-6, at_zero if at_zero >= SMALLEST else 1.0)
     high = 1e3 * max(1e6, sigma_w2, sigma_b2)
     return np.geomspace(low, high, 1 + round(40 * math.log10(high / low)))
 

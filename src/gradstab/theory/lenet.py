@@ -79,14 +79,15 @@ class MaxPooled:
 def window_correlation(h: Array) -> float:
     """Mean correlation of two pre-activations in a pooling window of 2×2: E hh'/E h², for maps [..., H, W].
 
-    NaN where all are 0, or where no window fits in; ValueError for fewer than two axes.
+    NaN where all are 0 or one is not finite, or where no window fits in; ValueError for fewer than two axes.
     """
     if np.ndim(h) < 2:
         raise ValueError(f"h: has shape {list(np.shape(h))}; has to be maps [..., H, W]")
     rows, columns = h.shape[-2] // 2, h.shape[-1] // 2
     windows = h[..., : 2 * rows, : 2 * columns].reshape(*h.shape[:-2], rows, 2, columns, 2)
-    squares = float((windows**2).sum())
-    if not squares:
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = float((windows**2).sum())
+    if not 0 < squares < math.inf:
         return math.nan
     return (float((windows.sum(axis=(-3, -1)) ** 2).sum()) - squares) / (3 * squares)
 
@@ -131,7 +132,7 @@ def predict_lenet5(
     if np.shape(correlations) != (2,):
         raise ValueError(f"correlations={correlations!r}: has to be two correlations, or None")
     if any(correlation != correlation for correlation in correlations):
-        raise NoTheory("correlations: there is nothing to correlate where pre-activations are 0")
+        raise NoTheory("correlations: there is nothing to correlate where pre-activations are 0, inf or NaN")
     check_correlation("correlations", *correlations)
     act_knobs, init_knobs = checked_knobs("act_knobs", act_knobs), checked_knobs("init_knobs", init_knobs)
     phi = activation(act, **act_knobs)

@@ -14,13 +14,13 @@ from gradstab.theory.arguments import check_correlation, check_lengths, check_va
 from gradstab.theory.quadrature import gaussian_expectation, pair_expectation
 
 # x φ(x) and x² stay normal numbers between these.
-_SMALLEST, _LARGEST = 1e-290, 1e290
+SMALLEST, LARGEST = 1e-290, 1e290
 # Where φ(0) ≠ 0, x φ φ' is odd to leading order and cancels to q times what is left: below this no digit remains.
 _SMALLEST_WITH_OFFSET = 1e-10
 
 
 def _representable(q: Array | float) -> Array:
-    return np.minimum(np.maximum(q, _SMALLEST), _LARGEST)
+    return np.minimum(np.maximum(q, SMALLEST), LARGEST)
 
 
 def second_moment(act: Activation, q: Array | float) -> Array:
@@ -47,7 +47,7 @@ def second_moment_slope(act: Activation, q: Array | float) -> Array:
     As E[z φ φ']/√q, which is (1/2q) E[(z²-1) φ²] integrated by parts once, holds with kinks all the same, and does
     not lose its digits where q is small.
     """
-    q = np.maximum(_representable(q), _SMALLEST_WITH_OFFSET if act.at_zero else _SMALLEST)
+    q = np.maximum(_representable(q), _SMALLEST_WITH_OFFSET if act.at_zero else SMALLEST)
     if act.moments:
         return act.moments.growth(q)
     return gaussian_expectation(lambda x: x * act.phi(x) * act.slope(x), q, act.kinks, act.odd) / q
@@ -153,4 +153,6 @@ def _correlation_and_slope(
         raise ValueError("q=0: two inputs without length have no correlation")
     product, slopes = pair_expectation(products, c, q, act.kinks)
     following = float(length_map(act, q, sigma_w2 / (1 - dropout), sigma_b2))
+    if not following:
+        raise ValueError(f"sigma_w2={sigma_w2:g}: leaves two inputs no length in the next layer, and no correlation")
     return float(sigma_w2 * product + sigma_b2) / following, float(sigma_w2 * slopes) * q / following

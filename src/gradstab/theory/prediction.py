@@ -54,10 +54,7 @@ def assemble(
     The first ``blocks`` layers feed residual blocks whose branches are scaled by ``scale``; δ is the gradient on the
     stream.
     """
-    depth = len(q)
-    sigma_w2 = np.array([v.sigma_w2 for v in known], dtype=np.float64)
-    stream = (np.arange(depth) < blocks)[:, None]
-    branch = np.where(stream, scale**2, 1.0) * sigma_w2[1:, None]
+    stream, branch = _paths(known, blocks, scale)
     with np.errstate(over="ignore", under="ignore", divide="ignore"):
         log_stream = _log_gradients(stream + branch * backward)
         log_norms = 0.5 * log_stream[:-1]
@@ -70,11 +67,26 @@ def assemble(
             signal_grad_norm=np.exp(log_norms - top),
             depth_factor=factor,
             depth_factor_r2=r2,
-            sigma_w2=sigma_w2,
+            sigma_w2=np.array([v.sigma_w2 for v in known]),
             sigma_b2=np.array([v.sigma_b2 for v in known]),
             phi_variance=phi_variance,
             notes=notes,
         )
+
+
+def passed_on(known: Sequence[Variances], q: Array, forward_slope: Array, blocks: int, scale: float) -> Array:
+    """d ln q^{l+1} / d ln q^l where all samples' lengths change by one factor, q being their mean; [layers - 1]."""
+    stream, branch = _paths(known, blocks, scale)
+    changed: Array = ((stream + branch * forward_slope) * q)[:-1].mean(axis=1)
+    following: Array = q[1:].mean(axis=1)
+    return changed / following
+
+
+def _paths(known: Sequence[Variances], blocks: int, scale: float) -> tuple[Array, Array]:
+    """What a residual block's stream passes on, 1 or 0, and its branch's σ_w² as the block scales it; [layers, 1]."""
+    sigma_w2 = np.array([v.sigma_w2 for v in known[1:]], dtype=np.float64)[:, None]
+    stream = (np.arange(len(sigma_w2)) < blocks)[:, None].astype(np.float64)
+    return stream, np.where(stream, scale**2, 1.0) * sigma_w2
 
 
 def _log_gradients(chi: Array) -> Array:

@@ -17,6 +17,7 @@ from gradstab.theory import (
     critical_point,
     critical_sigma_w2,
     depth_scales,
+    fixed_points,
     half_stable_point,
     length_map,
     predict,
@@ -144,3 +145,18 @@ def test_critical_line_of_erf_in_closed_form() -> None:
     sigma_w2, sigma_b2, _ = critical_line(activation("erf"), q)
     np.testing.assert_allclose(sigma_w2, np.pi / 4 * np.sqrt(1 + 4 * q), rtol=1e-12)
     np.testing.assert_allclose(sigma_b2, q - np.sqrt(1 + 4 * q) / 2 * np.arcsin(2 * q / (1 + 2 * q)), rtol=1e-12)
+
+
+def test_a_bias_too_small_to_matter_is_refused_and_a_huge_one_is_followed() -> None:
+    for name in ("gelu", "silu", "softsign", "tanh"):
+        with pytest.raises(NoTheory, match=r"sigma_b2=1e-300 is too small .* allowed: 0, or at least 1e-18"):
+            critical_point(activation(name), 1e-300)
+    point = critical_point(activation("tanh"), 1e9)
+    assert point.q > 1e9
+    assert point.q == pytest.approx(length_map(activation("tanh"), point.q, point.sigma_w2, 1e9), rel=1e-12)
+    assert chi_1(activation("tanh"), point.q, point.sigma_w2) == pytest.approx(1.0, rel=1e-9)
+
+
+def test_a_variance_below_what_squares_hold_counts_as_none() -> None:
+    for act in (activation("tanh"), activation("softsign")):
+        assert fixed_points(act, 0.8, 1e-320) == fixed_points(act, 0.8, 0.0)

@@ -55,6 +55,8 @@ def test_window_correlation() -> None:
 def test_maps_in_which_nothing_correlates() -> None:
     assert math.isnan(window_correlation(np.zeros((3, 4, 4))))
     assert math.isnan(window_correlation(np.ones((3, 1, 1))))
+    for huge in (math.inf, math.nan):
+        assert math.isnan(window_correlation(np.full((3, 4, 4), huge)))
     with pytest.raises(ValueError, match=r"h: has shape \[4\]; has to be maps"):
         window_correlation(np.ones(4))
     network: dict[str, Any] = {"act": "relu", "q0": 1.0}

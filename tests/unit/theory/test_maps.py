@@ -61,6 +61,7 @@ TANH = activation("tanh")
         (lambda: correlation_map(TANH, 0.5, 0.0, 2.0), "q=0: two inputs without length have no correlation"),
         (lambda: chi_c(activation("relu"), 0.5, 0.0, 2.0), "q=0: two inputs"),
         (lambda: chi_c(TANH, 0.5, 1.0, 1.0, dropout=1.0), "dropout=1"),
+        (lambda: correlation_map(TANH, 0.5, 1.0, 0.0), "sigma_w2=0: leaves two inputs no length"),
         (lambda: chi_1(TANH, -1.0, 2.0), "q=-1: has to be at least 0"),
         (lambda: chi_parallel(TANH, math.nan, 2.0), "q=nan"),
         (lambda: step(activation("relu"), np.array([1.0, -2.0]), 2.0), "q=-2"),

@@ -458,7 +458,7 @@ def test_few_units_at_work_are_told_of(width: int, dropout: float, said: str) ->
 
 
 def test_a_length_far_above_its_groups_mean_is_told_of_where_lengths_do_not_settle() -> None:
-    network: dict[str, Any] = {"init": "kaiming_normal", "widths": [64, *[20_000] * 50, 10]}
+    network: dict[str, Any] = {"init": "kaiming_normal", "widths": [64, *[40_000] * 50, 10]}
     lengths = np.random.default_rng(1).gamma(5.0, 0.2, 256)
     (note,) = predict(act="gelu", q0=lengths, **network).notes
     assert note.startswith("q0: means stand for many lengths")
@@ -496,3 +496,30 @@ def test_batch_norm_says_where_layers_are_not_much_wider_than_a_batch() -> None:
     logs = np.log(profile(x, [1000, *[128] * 60, 10], F.silu, 0, sigma_w2=2.0, before=batch_norm)[1])
     predicted = predict(widths=[1000, *[128] * 60, 10], batch_size=128, **network).depth_factor
     assert depth_factor(logs) / predicted == pytest.approx(1.06, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("act", "sigma_w2", "at_work"),
+    [("hardtanh", 1e5, 2.2), ("tanh", 1e6, 0.67), ("hardtanh", 1e3, None), ("relu", 1e6, None)],
+)
+def test_where_nearly_all_units_are_flat_it_is_told_how_many_are_left(
+    act: str, sigma_w2: float, at_work: float | None
+) -> None:
+    network = {"widths": [64, *[1000] * 4, 10], "q0": 1.35, "init": "variance", "init_knobs": {"sigma_w2": sigma_w2}}
+    said = [note for note in predict(act=act, **network).notes if "has a slope" in note]
+    assert len(said) == (at_work is not None)
+    for note in said:
+        told = re.search(r"about ([\d.]+) of 1000 units", note)
+        assert told
+        # E φ'² = E φ'⁴ where the slope is 0 or 1: the units within ±1.
+        h = np.random.default_rng(0).normal(size=4_000_000) * math.sqrt(1.35 * sigma_w2)
+        slope = np.abs(h) < 1 if act == "hardtanh" else 1 / np.cosh(np.clip(h, -300, 300)) ** 2
+        assert float(told[1]) == pytest.approx(at_work, rel=0.02)
+        assert float(told[1]) == pytest.approx(1000 * (slope**2).mean() ** 2 / (slope**4).mean(), rel=0.1)
+
+
+@pytest.mark.parametrize("act", ["tanh", "erf", "softsign"])
+def test_many_lengths_that_all_settle_are_not_said_to_grow(act: str) -> None:
+    lengths = np.random.default_rng(0).normal(size=64) ** 2
+    found = predict(act=act, init="lecun_normal", widths=[1, *[1000] * 30, 10], q0=lengths)
+    assert not any("do not settle" in note for note in found.notes)
