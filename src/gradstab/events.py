@@ -111,7 +111,8 @@ class Records:
     """What event files hold: scalars by tag, vectors by quantity, and the layers' tags, nearest the input first.
 
     ``damaged`` names the files that end in a record that is cut off or damaged; what stood before it was read.
-    ``left_out`` names files that hold steps of the newest one once more, of which only that one counts.
+    ``left_out`` names files that hold steps of another one once more: those with layers come before others, and newer
+    ones before older.
     """
 
     scalars: dict[str, Series] = field(default_factory=dict)
@@ -119,6 +120,11 @@ class Records:
     layers: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+
+    def ends(self) -> Records:
+        """The last value of every scalar, and nothing else."""
+        last = {tag: Series(s.steps[-1:].copy(), s.values[-1:].copy()) for tag, s in self.scalars.items()}
+        return Records(last)
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -129,12 +135,23 @@ def read_events(path: Path) -> Iterator[Event]:
 def read_records(directory: str | Path) -> Records:
     """Everything the event files in a run's directory recorded, each file up to where it is whole."""
     paths = sorted(Path(directory).glob("events.out.tfevents.*"))
-    records = _read(paths)
-    if len(paths) > 1 and any((np.diff(series.steps) <= 0).any() for series in records.vectors.values()):
-        # A run writes one file: what another adds to the same steps is another run's, or a copy.
-        records = _read(paths[-1:])
-        records.left_out = [path.name for path in paths[:-1]]
+    if len(paths) < 2:
+        return _read(paths)
+    # A run writes one file: what another adds to the same steps is another run's, a copy, or not gradstab's at all.
+    each = {path: _read([path]) for path in paths}
+    kept: list[Path] = []
+    for path in sorted(paths, key=lambda path: (bool(each[path].vectors), path), reverse=True):
+        if not any(_overlap(each[path], each[other]) for other in kept):
+            kept.append(path)
+    records = _read(sorted(kept))
+    records.left_out = [path.name for path in paths if path not in kept]
     return records
+
+
+def _overlap(one: Records, other: Records) -> bool:
+    """Whether both have values of one tag at one step."""
+    series, others = {**one.scalars, **one.vectors}, {**other.scalars, **other.vectors}
+    return any(np.isin(series[tag].steps, others[tag].steps).any() for tag in series.keys() & others.keys())
 
 
 def _read(paths: Iterable[Path]) -> Records:

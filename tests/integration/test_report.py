@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradstab.cli import main
+from gradstab.cli.report import MOST_STEPS
 from gradstab.events import EventWriter, layer_tags, read_records
+from gradstab.report import figures, style
 
 Done = subprocess.CompletedProcess[str]
 Report = Callable[..., Done]
@@ -453,3 +455,68 @@ def test_captions_are_never_two_runs_own(tmp_path: Path, second: dict[str, int])
         sections.append(page.section(run, digests[-1], 0, list(run.settings), detailed=False))
     page.add_small_multiples(sections, digests)
     assert [table.shortened(made.caption) for made in sections] == ["one", "two"]
+
+
+def test_a_run_without_its_end_shows_what_was_recorded_last(report: Report, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_run(tmp_path / "runs" / name, seed=ord(name))
+    (tmp_path / "runs/a/run.json").unlink()
+    last = read_records(tmp_path / "runs/a").scalars["train/loss"].values[-1]
+    assert report("runs/a").returncode == 0
+    page = (tmp_path / "runs/a/report.html").read_text()
+    assert page.count(f"{last:.4g}, as recorded last") == 1
+    assert "62.50 %, as recorded last" in page
+    assert report("runs").returncode == 0
+    assert f'data-sort="{float(last)!r}"' in (tmp_path / "runs/report.html").read_text()
+
+
+def test_many_steps_get_room_and_too_many_are_refused(report: Report, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", steps=100)
+    heights = []
+    for count in (3, MOST_STEPS):
+        steps = ",".join(str(4 * i) for i in range(count))
+        assert report("run", "--steps", steps, "--figures", "png").returncode == 0
+        png = (tmp_path / "run/report_figures/depth_profile.png").read_bytes()
+        heights.append(int.from_bytes(png[20:24], "big"))
+    assert heights[1] > 1.25 * heights[0]
+    done = report("run", "--steps", ",".join(map(str, range(MOST_STEPS + 1))))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "gradstab: --steps: names 25 steps; allowed: at most 24, to tell lines apart\n"
+    assert len(style.SEQUENCE) * len(figures.DASHES) == MOST_STEPS
+
+
+def test_a_configuration_too_deep_to_read_is_that_runs_alone(report: Report, tmp_path: Path) -> None:
+    for name in ("bad", "good"):
+        make_run(tmp_path / "runs" / name)
+    (tmp_path / "runs/bad/config.yaml").write_text(f"a: {'[' * 600}{']' * 600}\n")
+    done = report("runs")
+    assert done.returncode == 0
+    assert done.stderr == "gradstab: bad: config.yaml cannot be read (RecursionError)\n"
+
+
+def test_runs_whose_names_look_alike_are_told_apart(report: Report, tmp_path: Path) -> None:
+    for name in ("a\u00a0b", "a\u2003b"):
+        make_run(tmp_path / "runs" / name)
+    assert report("runs", "--csv").returncode == 0
+    with (tmp_path / "runs/report.csv").open(encoding="utf-8") as file:
+        rows = [row["run"] for row in csv.DictReader(file)]
+    assert {name: rows.count(name) for name in rows} == {"a\ufffdb": len(rows) // 2, "a\ufffdb (2)": len(rows) // 2}
+
+
+def test_values_at_the_end_of_what_numbers_hold_and_vectors_of_nothing(report: Report, tmp_path: Path) -> None:
+    for name, vectors in {
+        "huge": {
+            "grad_norm": np.ones(2),
+            "signal_grad_norm": np.ones(2),
+            "activation_mean": np.array([1.7e308, -1e308]),
+        },
+        "empty": {"grad_norm": np.zeros(0), "signal_grad_norm": np.zeros(0)},
+    }.items():
+        make_run(tmp_path / "runs" / name, steps=0)
+        next((tmp_path / "runs" / name).glob("events*")).unlink()
+        writer = EventWriter(tmp_path / "runs" / name, ["00_a", "01_b"])
+        for step in range(3):
+            writer.write(step, {"train/loss": 1.0}, {key: value / (step + 1) for key, value in vectors.items()})
+        writer.close()
+        assert report(f"runs/{name}", "--figures", "png").returncode == 0
+    assert report("runs").returncode == 0

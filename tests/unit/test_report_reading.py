@@ -81,6 +81,35 @@ def test_of_two_files_with_the_same_steps_the_later_one_counts(tmp_path: Path) -
     assert "events.out.tfevents.0000000001.a is left out: another event file has the same steps" in notes
 
 
+@pytest.mark.parametrize("name", ["events.out.tfevents.0000000001.a", "events.out.tfevents.9999999999.a.7.0"])
+def test_a_file_of_somebody_elses_scalars_is_not_mixed_in(tmp_path: Path, name: str) -> None:
+    (tmp_path / "own").mkdir()
+    foreign = EventWriter(tmp_path / "own", [])
+    for step in range(6):
+        foreign.write(step, {"train/loss": 100.0 + step}, {})
+    foreign.close()
+    foreign.path.rename(tmp_path / name)
+    _write(tmp_path, steps=4)
+    alone = _write(tmp_path / "own", steps=4)
+    records, wanted = read_records(tmp_path), read_records(alone.parent)
+    assert records.left_out == [name]
+    assert records.scalars["train/loss"].values.tolist() == wanted.scalars["train/loss"].values.tolist()
+
+
+def test_what_is_newer_counts_among_files_that_overlap_and_the_rest_is_read(tmp_path: Path) -> None:
+    for number, (tag, steps) in enumerate([("grad_norm", (0, 1)), ("grad_norm", (1, 2)), ("grad_norm", (5, 6))]):
+        (tmp_path / "other").mkdir()
+        writer = EventWriter(tmp_path / "other", ["a", "b"])
+        for step in steps:
+            writer.write(step, {"mine": 1.0}, {tag: np.array([number, 1.0])})
+        writer.close()
+        writer.path.rename(tmp_path / f"events.out.tfevents.000000000{number}.a")
+        (tmp_path / "other").rmdir()
+    records = read_records(tmp_path)
+    assert records.left_out == ["events.out.tfevents.0000000000.a"]
+    assert records.vectors["grad_norm"].values[:, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+
+
 def test_files_with_steps_of_their_own_follow_one_another(tmp_path: Path) -> None:
     for number, steps in enumerate(((0, 1), (2, 3))):
         (tmp_path / "other").mkdir()

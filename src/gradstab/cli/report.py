@@ -9,6 +9,8 @@ from typing import Any
 from gradstab.cli.output import complain, one_line, say
 from gradstab.errors import ConfigError, GradstabError
 
+# Six colours by four kinds of dashes.
+MOST_STEPS = 24
 USAGE = """\
 gradstab report: one page for a run, for several, or for a whole sweep
 
@@ -143,4 +145,7 @@ def _steps(values: Sequence[str]) -> tuple[int, ...]:
         if not (word.isascii() and word.isdecimal()) or len(word) > 18:
             raise ConfigError(f"--steps {word}: is no step; allowed: whole numbers from 0, with commas between them")
         steps.append(int(word))
-    return tuple(dict.fromkeys(steps))
+    distinct = tuple(dict.fromkeys(steps))
+    if len(distinct) > MOST_STEPS:
+        raise ConfigError(f"--steps: names {len(distinct)} steps; allowed: at most {MOST_STEPS}, to tell lines apart")
+    return distinct

@@ -12,7 +12,6 @@ from typing import Any
 from markupsafe import Markup
 
 from gradstab.errors import ConfigError, GradstabError
-from gradstab.events import Records
 from gradstab.report import exports, finding, multiples, page, runs, style, table, telling
 from gradstab.report.digest import Digest, digest
 
@@ -131,7 +130,7 @@ def _read(request: Request, target: Path) -> tuple[list[runs.Run], list[Digest],
             _note_steps(run, data, request.steps)
             for one in tables:
                 one.add(run)
-            run.records = Records()
+            run.records = run.records.ends()
             found.append(run)
             digests.append(data)
     return found, digests, [str(path) for path in paths.values()]
@@ -158,9 +157,9 @@ def _write_pictures(
 ) -> tuple[Path, int]:
     folder = _figures(target)
     pictures: list[tuple[Path, page.Drawing, str]] = []
-    taken: set[str] = set()
-    for section in sections:
-        below = folder if len(sections) == 1 else folder / _folder_name(section.row.name, taken)
+    folders = finding.distinct([_folder_name(section.row.name) for section in sections], "{}_{}")
+    for section, own in zip(sections, folders, strict=True):
+        below = folder if len(sections) == 1 else folder / own
         name = table.shortened(section.row.name, 44)
         pictures += [(below / d.key, d, f"{name}\n{d.title}") for d in section.figures]
     count = 0
@@ -186,12 +185,6 @@ def _write_picture(path: Path, kind: str, content: bytes) -> None:
     exports.write(path.with_name(f"{path.name}.{kind}"), content)
 
 
-def _folder_name(name: str, taken: set[str]) -> str:
-    """A run's name as a folder's, not one that was taken."""
-    plain = re.sub(r"[^\w.=,+-]+", "_", name)[:100].strip("._") or "run"
-    unique, number = plain, 1
-    while unique in taken:
-        number += 1
-        unique = f"{plain}_{number}"
-    taken.add(unique)
-    return unique
+def _folder_name(name: str) -> str:
+    """A run's name as a folder's."""
+    return re.sub(r"[^\w.=,+-]+", "_", name)[:100].strip("._") or "run"

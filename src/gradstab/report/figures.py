@@ -23,6 +23,7 @@ COLOURS = "viridis"
 SPECIAL = {ZERO: (style.ZERO, "0"), INFINITE: (style.INF, "inf"), NOT_A_NUMBER: (style.NAN, "NaN")}
 NAMED_LAYERS, NAME = 12, 17
 DASHES = ("-", "--", "-.", ":")
+LARGEST = 1e300
 
 
 def layer_axis(axes: Axes, layers: Sequence[str], *, vertical: bool = False, label: str = "") -> None:
@@ -100,7 +101,8 @@ def _step_lines(axes: Axes, data: Profiles, log: bool) -> list[Line2D]:
     """One line per step, first to last in the colours of a sequence; gaps where a value has no place."""
     lines = []
     for i, values in enumerate(data.values):
-        shown = np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
+        # An axis cannot go to the end of what numbers hold.
+        shown = np.where(np.isfinite(values) & ((values > 0) | (not log)), np.clip(values, -LARGEST, LARGEST), np.nan)
         colour = style.SEQUENCE[_spread(i, len(data.steps))]
         dash = DASHES[(i // len(style.SEQUENCE)) % len(DASHES)]
         # Lines that lie on one another stay visible: the earlier, the wider.
@@ -140,10 +142,10 @@ def log_range(*arrays: Array) -> tuple[float, float] | None:
 def depth_profile(data: Profiles, theory: Sequence[float] = (), height: float = 3.1) -> Figure:
     """A gradient's norm over depth at a few steps, with the theory's line for step 0."""
     with style.drawing():
-        fig = style.figure(height)
         handles, labels = [], [f"step {step:,}" for step in data.steps]
         extra, extra_labels = _edge_marks(bool(data.broken.any()), bool((data.values == 0).any()))
         rows = -(-(len(labels) + len(extra) + (len(theory) > 0)) // 3)
+        fig = style.figure(height + 0.2 * max(rows - 3, 0))
         (axes,) = style.place(fig, legend_rows=rows)
         handles += _step_lines(axes, data, log=True)
         if theory:

@@ -71,9 +71,22 @@ def _is_run(files: Iterable[str]) -> bool:
 
 
 def names(directories: list[Path]) -> list[str]:
-    """What each run is called: its directory's own name, or the path below what all have in common."""
+    """What each run is called, each otherwise: its directory's own name, or the path below what all have in common."""
     resolved = [directory.resolve() for directory in directories]
     if len(resolved) == 1:
         return [printable(resolved[0].name)]
     common = Path(os.path.commonpath(resolved))
-    return [printable(path.relative_to(common).as_posix() if path != common else path.name) for path in resolved]
+    below = [path.relative_to(common).as_posix() if path != common else path.name for path in resolved]
+    return distinct(list(map(printable, below)), "{} ({})")
+
+
+def distinct(names: Iterable[str], form: str) -> list[str]:
+    """The same names, with a number where one came before; ``form`` puts the two together."""
+    found: dict[str, None] = {}
+    for name in names:
+        unique, number = name, 1
+        while unique in found:
+            number += 1
+            unique = form.format(name, number)
+        found[unique] = None
+    return list(found)

@@ -112,16 +112,15 @@ def _read_settings(directory: Path, notes: list[str], *, expected: bool) -> dict
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
             raise ValueError
         container = yaml.load(text, Loader=loader)
+        if isinstance(container, dict):
+            return _flat(container)
+        notes.append(f"{CONFIG_FILE} holds no configuration")
     except FileNotFoundError:
         # Somebody's own loop that was watched has no configuration.
         if expected:
             notes.append(f"no {CONFIG_FILE}")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         notes.append(f"{CONFIG_FILE} cannot be read ({type(error).__name__})")
-    else:
-        if isinstance(container, dict):
-            return _flat(container)
-        notes.append(f"{CONFIG_FILE} holds no configuration")
     return {}
 
 
@@ -145,6 +144,7 @@ def _read_events(directory: Path, notes: list[str]) -> Records:
     except OSError as error:
         notes.append(f"event file cannot be read ({error.strerror})")
         return Records()
+    records.vectors = {quantity: s for quantity, s in records.vectors.items() if s.values.shape[1]}
     notes += [f"{name} is left out: another event file has the same steps" for name in records.left_out]
     for _ in records.damaged:
         last = max((int(s.steps[-1]) for s in records.vectors.values() if len(s.steps)), default=None)
