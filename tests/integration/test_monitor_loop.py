@@ -498,3 +498,86 @@ def test_an_exception_closes_the_record(tmp_path: Path) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     with pytest.raises(GradstabError, match="closed"):
         monitor.step(loss)
+
+
+@pytest.mark.parametrize("every", [1, 2, 50])
+def test_compiling_after_watching_still_compiles(tmp_path: Path, every: int) -> None:
+    """A graph is made with hooks in place and one without, none for each measured step, and all steps run in one."""
+    made, ran = 0, 0
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> Any:
+        nonlocal made
+        made += 1
+
+        def run(*args: object) -> object:
+            nonlocal ran
+            ran += 1
+            return graph(*args)
+
+        return run
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = watch(model, tmp_path / "run", optimizer=optimizer, every=every)
+    forward = torch.compile(model, backend=backend, fullgraph=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(24):
+            optimizer.zero_grad()
+            loss = forward(torch.randn(4, 5)).square().mean()
+            loss.backward()
+            monitor.step(loss)
+            optimizer.step()
+    assert (made, ran) == (2, 24)
+    assert [str(one.message).startswith("watch: the network is compiled") for one in told] == [True]
+    monitor.close()
+
+
+def test_what_borrows_an_optimizers_hooks_is_that_optimizer(tmp_path: Path) -> None:
+    fabric = pytest.importorskip("lightning.fabric")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    fabric = fabric.Fabric(accelerator="cpu")
+    model, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    with watch(net, tmp_path / "run", optimizer=optimizer, every=1) as monitor:
+        for _ in range(3):
+            loss = model(torch.randn(5, 6)).square().mean()
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            monitor.step(loss)
+            fabric.clip_gradients(model, optimizer, max_norm=1e-3)
+            optimizer.step()
+    scalars = read_records(tmp_path / "run").scalars
+    assert (scalars["global_grad_norm/pre_clip"].values > 0.01).all()
+    np.testing.assert_allclose(scalars["global_grad_norm/post_clip"].values, 1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("empty", [lambda: nn.Embedding(0, 3), lambda: nn.Linear(5, 0)])
+def test_a_matrix_without_entries_stands_in_nobodys_way(tmp_path: Path, empty: Callable[[], nn.Module]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, on initializing nothing
+        model = nn.ModuleList([empty(), nn.Linear(5, 3)])
+    monitor = watch(model, tmp_path / "run")
+    loss = model[1](torch.randn(6, 5)).square().mean()
+    loss.backward()
+    monitor.step(loss)
+    monitor.close()
+    assert read_records(tmp_path / "run").scalars["train/loss"].values.tolist() == [pytest.approx(loss.item())]
+
+
+def test_norms_alone_are_said_to_be_all_and_follow_a_change_of_precision(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(400, 300)
+    monitor = watch(model, tmp_path / "run", every=None)
+    assert monitor.notes[0].startswith("every=None: gradient norms alone were measured")
+    model.bfloat16()
+    loss = model(1e2 * torch.randn(64, 400).bfloat16()).float().square().mean()
+    loss.backward()
+    assert model.weight.grad is not None
+    expected = model.weight.grad.double().norm().item()
+    monitor.step(loss)
+    monitor.close()
+    (found,) = read_records(tmp_path / "run").vectors["grad_norm"].values[0]
+    assert found == pytest.approx(expected, rel=1e-5)

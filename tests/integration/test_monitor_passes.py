@@ -271,3 +271,34 @@ def test_weights_that_are_computed_for_a_call_hide_no_micro_batch(tmp_path: Path
             loss.backward()
         monitor.step(loss)
     assert signals(tmp_path / "run")[0].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradients_cleared_just_before_the_backward_pass_are_no_part_of_the_step(tmp_path: Path) -> None:
+    """The order of torch's own tutorials: forward, zero_grad, backward; some batches are thrown away."""
+    model, (x, y) = mlp(), data()
+    expected = delta(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=1) as monitor:
+        for i in range(6):
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad(set_to_none=i % 2 == 0)
+            loss.backward()
+            if i not in (2, 4):
+                monitor.step(loss)
+                optimizer.step()
+    np.testing.assert_allclose(signals(tmp_path / "run"), [expected] * 4, rtol=1e-5)
+
+
+def test_two_passes_that_one_loss_sends_gradients_back_through_both_count(tmp_path: Path) -> None:
+    model, (x, y) = mlp(), data()
+    expected = delta(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=1) as monitor:
+        for _ in range(3):
+            parts = [nn.functional.cross_entropy(model(x[at]), y[at]) for at in (slice(0, 6), slice(6, 16))]
+            optimizer.zero_grad()
+            loss = (6 * parts[0] + 10 * parts[1]) / 16
+            loss.backward()
+            monitor.step(loss)
+            optimizer.step()
+    np.testing.assert_allclose(signals(tmp_path / "run"), [expected] * 3, rtol=1e-5)

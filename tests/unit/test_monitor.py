@@ -158,6 +158,7 @@ REFUSED: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (_lazy, {}, "model: weight has no shape yet"),
     (_sharded, {}, "model: FullyShardedDataParallel shards parameters"),
     (lambda: nn.DataParallel(nn.Linear(3, 2)), {}, "model: nn.DataParallel runs copies"),
+    (lambda: nn.Sequential(nn.DataParallel(nn.Linear(3, 2))), {}, "model: 0 is in nn.DataParallel, which runs copies"),
 ]
 
 

@@ -26,4 +26,4 @@ def _holds_one_number(parameter: nn.Parameter) -> bool:
     readable = type(parameter) is nn.Parameter and parameter.dtype in _READABLE and not parameter.is_meta
     if not readable or parameter.layout != torch.strided:
         return False
-    return bool((parameter == parameter.flatten()[:1]).all())
+    return not parameter.numel() or bool((parameter == parameter.flatten()[:1]).all())

@@ -25,9 +25,9 @@ from gradstab.measure.verdict import Verdict
 from gradstab.monitor.chains import watched_step_scale
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.ledger import Ledger
+from gradstab.monitor.notes import NOT_IN_SERIES, SCALED
 from gradstab.monitor.record import closing_record, opening_record
 from gradstab.monitor.rows import Row
-from gradstab.monitor.settings import NOT_IN_SERIES, SCALED
 from gradstab.report.history import Pictures
 
 # From so many steps on a run gets pictures in TensorBoard.

@@ -136,9 +136,12 @@ def _added(optimizer: Optimizer) -> float:
 
 
 def inside(optimizer: Any) -> Any:
-    """The optimizer of torch inside those that wrap one, such as accelerate's."""
-    while hasattr(optimizer, "optimizer") and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        optimizer = optimizer.optimizer
+    """The optimizer of torch inside those that wrap one, or borrow its hooks: accelerate's, Fabric's."""
+    hooks = "_optimizer_step_pre_hooks"
+    while (wrapped := getattr(optimizer, "optimizer", None)) is not None:
+        if hasattr(optimizer, hooks) and getattr(optimizer, hooks) is not getattr(wrapped, hooks, None):
+            break
+        optimizer = wrapped
     return optimizer
 
 

@@ -93,9 +93,10 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
         inner = getattr(model, "_orig_mod", None)
         compiled = compiled or inner is not None
         model = inner if inner is not None else model.module  # type: ignore[assignment]
-    if isinstance(model, nn.DataParallel):
-        raise ConfigError("model: nn.DataParallel runs copies that cannot be watched; allowed: the module inside it")
-    for module in model.modules():
+    for name, module in model.named_modules():
+        if isinstance(module, nn.DataParallel):
+            where = f"model: {name} is in nn.DataParallel, which" if name else "model: nn.DataParallel"
+            raise ConfigError(f"{where} runs copies that cannot be watched; allowed: the module inside it")
         compiled = compiled or type(module).__name__ == "OptimizedModule" or _compiled_in_place(module)
         compiled = compiled or isinstance(module, torch.jit.ScriptModule)
         if any(kind.__name__ in _SHARDED for kind in type(module).__mro__):

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from gradstab.measure.quantities import as_tensor
 from gradstab.measure.verdict import Verdict
-from gradstab.monitor import gradients, looking
+from gradstab.monitor import gradients, looking, notes
 from gradstab.monitor.book import Book
 from gradstab.monitor.closing import Closing, check_ending
 from gradstab.monitor.following import Followed, checked, coupled_decay
@@ -20,7 +20,7 @@ from gradstab.monitor.layers import WatchedLayer
 from gradstab.monitor.looking import Looker
 from gradstab.monitor.rows import Row, as_number, as_rate, as_scalar, as_share, holds, learning_rate
 from gradstab.monitor.series import in_order
-from gradstab.monitor.settings import COMPILED, EXCHANGED, IDLE, NO_GRADIENT, RARE, REFUSED, RENEWED, UNSEEN, Settings
+from gradstab.monitor.settings import RENEWED, Settings
 from gradstab.monitor.signals import Signals
 from gradstab.monitor.turns import LONGEST_WAIT, Turns
 
@@ -34,9 +34,7 @@ class Monitor(Closing):
     def __init__(
         self, model: nn.Module, layers: Sequence[WatchedLayer], directory: Path, settings: Settings, *, compiled: bool
     ) -> None:
-        self._layers = list(layers)
-        self._model = model
-        self._settings = settings
+        self._layers, self._model, self._settings = list(layers), model, settings
         self._turns = Turns(settings.every)
         self._compiled = compiled
         self._followed = Followed(self._at_update)
@@ -49,8 +47,9 @@ class Monitor(Closing):
         self._quiet = 0
         self.signals = Signals(model, self._layers, settings.conventions)
         self._book = Book(directory, model, settings.thresholds, settings.chance_loss, scaled=bool(settings.scaler))
+        self._book.notes += [notes.NORMS_ALONE] * (settings.every is None)
         if compiled:
-            self._book.complain(COMPILED, stacklevel=4)
+            self._book.complain(notes.COMPILED, stacklevel=4)
         self._book.write_opening(self._norms)
         self._prepare()
         super().__init__()
@@ -151,13 +150,14 @@ class Monitor(Closing):
         measured = self._turns.measures(self._step)
         self._turns.begin(self._step, optimizer, self._optimizers)
         if self._turns.rare:
-            self._book.complain(RARE, stacklevel=4, steps=LONGEST_WAIT)
+            self._book.complain(notes.RARE, stacklevel=4, steps=LONGEST_WAIT)
         if self._step == 0:
             self._arrange()
         elif measured or self._step % RENEWED == 0:
             self._rearrange()
         if measured and not self.signals.seen and not self._compiled:
-            self._book.complain(UNSEEN, stacklevel=4)
+            self._compiled = self.signals.compiled
+            self._book.complain(notes.COMPILED if self._compiled else notes.UNSEEN, stacklevel=4)
         return measured
 
     def _begin(self, loss: Tensor | float | None, optimizer: Optimizer | None, lr: float | None) -> Row:
@@ -170,7 +170,7 @@ class Monitor(Closing):
 
     def _measure(self, row: Row, *, everything: bool) -> None:
         if (everything or row.record.step == 0) and not as_tensor(row.look.norms).any():
-            self._book.complain(NO_GRADIENT, stacklevel=4, step=row.record.step)
+            self._book.complain(notes.NO_GRADIENT, stacklevel=4, step=row.record.step)
         if everything:
             self._book.decays(coupled_decay(self._optimizers, self._layers))
             row.record.quantities = self._read()
@@ -209,7 +209,7 @@ class Monitor(Closing):
             return
         idle = bool(row.awaiting) and self._followed.count_step() and self._settings.scaler is None
         if (row.before is None or row.settle(self._layers)) and idle:
-            self._book.complain(IDLE, stacklevel=4)
+            self._book.complain(notes.IDLE, stacklevel=4)
         self._book.add(row.record, row.post, row.unknown, self._norms)
 
     def _prepare(self, *, whole: bool = True) -> None:
@@ -226,8 +226,10 @@ class Monitor(Closing):
         """Put the layers into the order in which the first forward pass met them."""
         if self.signals.seen:
             self._layers[:] = in_order(self._layers, self.signals.order)
-            self._norms = norms = WatchedNorms(self._model.parameters(), self._layers)
-            self._looker.rearrange(norms)
+        # The network may have moved to another device or precision since.
+        self._norms = norms = WatchedNorms(self._model.parameters(), self._layers)
+        self._looker.rearrange(norms)
+        if self.signals.seen:
             norms.take_roots(self.signals.roots, self._optimizers)
             self._book.note_series(norms)
         self._book.write_opening(self._norms, self._model, self._optimizers)
@@ -239,10 +241,10 @@ class Monitor(Closing):
             self._book.rearrange(self._norms)
         new, gone = self._norms.exchanged(self._model.parameters())
         if new + gone:
-            self._book.complain(EXCHANGED, stacklevel=5, new=new, gone=gone)
+            self._book.complain(notes.EXCHANGED, stacklevel=5, new=new, gone=gone)
 
     def _read(self) -> dict[str, Tensor]:
         for kind, why in self.signals.refusals.items():
-            self._book.complain(REFUSED, stacklevel=5, kind=kind, why=why)
+            self._book.complain(notes.REFUSED, stacklevel=5, kind=kind, why=why)
         found = self.signals.read(self._layers, self._norms.width, gradients.scale_of(self._settings.scaler))
         return found | {"weight_norm": looking.weight_norms(self._layers)}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ReferenceType, ref
 
+import torch
 from torch import Tensor, nn
 
 from gradstab.monitor.gradients import dense
@@ -21,7 +22,8 @@ class Pass:
 
     ``implied`` is a pass that nothing but a layer's call has told of; each call then counts as many samples as its
     output seems to hold, until all have come. ``recomputed`` is one that was first seen while gradients went back.
-    ``went_back`` is whether any gradient has come: a pass made for something else says nothing of the step.
+    ``went_back`` is whether any gradient has come: a pass made for something else says nothing of the step. It came
+    with the backward pass ``task``, as autograd counts them.
     """
 
     samples: int | None
@@ -30,6 +32,7 @@ class Pass:
     recomputed: bool = False
     went_back: bool = False
     turn: int = 0
+    task: int = -1
 
     def agree(self) -> None:
         """One number of samples for all calls of an implied pass, or layers' δ could not be compared.
@@ -55,6 +58,7 @@ class Passes:
         self.current: Pass | None = None
         self._counted: list[Pass] = []
         self._fresh: list[Call] = []
+        self._parameters: Sequence[nn.Parameter] = ()
         self._turn = 0
 
     def __len__(self) -> int:
@@ -69,12 +73,10 @@ class Passes:
         """Forget those up to the last :meth:`divide`: they belong to an earlier step."""
         self._counted[:] = [one for one in self._counted if one.turn == self._turn]
 
-    def begin(self, begun: Pass, parameters: Iterable[nn.Parameter]) -> None:
+    def begin(self, begun: Pass, parameters: Sequence[nn.Parameter]) -> None:
         """Another pass begins, over these parameters."""
-        if any(one.turn == self._turn for one in self._counted) and all(map(_is_cleared, parameters)):
-            # zero_grad() came since: what has gone back is no part of what the next update is made of.
-            self._counted[:] = [one for one in self._counted if one.turn != self._turn]
         self._compact()
+        self._parameters = parameters
         begun.turn = self._turn
         self.current = begun
 
@@ -91,8 +93,7 @@ class Passes:
 
         def hook(grad: Tensor) -> None:
             if not one.went_back:
-                one.went_back = True
-                self._counted.append(one)
+                self._count(one)
             if not call.grads:
                 self._fresh.append(call)
             # One loss after another may be sent back through the same graph; their gradients add up.
@@ -100,6 +101,15 @@ class Passes:
             call.grads[output] = grad.detach() if earlier is None else earlier + grad.detach()
 
         return hook
+
+    def _count(self, one: Pass) -> None:
+        """The first gradient comes back through a pass."""
+        one.went_back, one.task = True, torch._C._current_graph_task_id()
+        earlier = [other for other in self._counted if other.turn == one.turn and other.task != one.task]
+        if earlier and all(map(_is_cleared, self._parameters)):
+            # zero_grad() came since: what went back before is no part of what the next update is made of.
+            self._counted[:] = [other for other in self._counted if other not in earlier]
+        self._counted.append(one)
 
     def _compact(self) -> None:
         for call in self._fresh:

@@ -1,4 +1,4 @@
-"""What a monitor is told about the loop it watches, and the lines in which it says what it cannot see."""
+"""What a monitor is told about the loop it watches."""
 
 from __future__ import annotations
 
@@ -7,43 +7,6 @@ from typing import Any
 
 from gradstab.config.verdict_options import Thresholds
 from gradstab.monitor.signals import Conventions
-
-COMPILED = (
-    "the network is compiled, and hooks inside it would not run: of its layers, only gradient norms, weight norms and "
-    "update ratios are measured"
-)
-UNSEEN = (
-    "no layer's forward pass was seen, as if the network were compiled or another one: of its layers, only gradient "
-    "norms, weight norms and update ratios are measured"
-)
-NO_GRADIENT = (
-    "all gradients are missing or 0 at step {step}: step(loss) belongs after backward() and before zero_grad()"
-)
-NOT_IN_SERIES = (
-    "not all layers stand in series (branches, heads, several networks or optimizers): the gradient over depth is "
-    "taken along the longest chain, {count} of {whole} layers"
-)
-
-IDLE = (
-    "the optimizer has not stepped for some steps: if another one moves the network now, tell of it with "
-    "follow(optimizer), or learning rates and norms after clipping are not its own"
-)
-RARE = (
-    "an optimizer had no turn among {steps} measured steps in a row: of its layers, all quantities are known only "
-    "where its turns happen to be measured steps; every=1 measures all"
-)
-REFUSED = (
-    "{kind}: has no slope that can be asked for ({why}), so of the layers before it no activations are measured; "
-    "allowed in activations: classes whose forward(h) alone gives one tensor of h's shape"
-)
-SCALED = (
-    "gradients are divided by {factor:.6g} before every update, a power of two, as a GradScaler does: norms before it "
-    "hold that factor, and what looks like clipping is none; give watch the scaler"
-)
-EXCHANGED = (
-    "the network has other parameters than when watching began ({new} new, {gone} gone): new ones are not measured; "
-    "close this monitor, and watch again"
-)
 
 # Every so many steps somebody looks whether the network has other parameters.
 RENEWED = 50

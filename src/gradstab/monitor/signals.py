@@ -33,7 +33,8 @@ class Signals:
     checkpoint's recomputation has shown; ``seen`` is whether any layer was called. A forward pass of the network is one
     micro-batch; where the network itself is never called, :meth:`begin_pass` says when one begins. ``roots`` are the
     autograd nodes of the outputs of layers' first calls, kept where ``start`` was told to, {} where they tell nothing.
-    ``refusals`` are the classes of activations that could not be asked for a slope, with the reason.
+    ``compiled`` is whether a compiler was met, which runs no hooks; ``refusals`` are the classes of activations that
+    could not be asked for a slope, with the reason.
     A copy of a watched network, or a pickled one, has hooks that belong to an inert twin of this and do nothing.
     """
 
@@ -42,6 +43,7 @@ class Signals:
         self.seen = False
         self.roots: dict[int, Any] = {}
         self._keeps_roots = True
+        self.compiled = False
         self.refusals: dict[str, str] = {}
         self.finds_passes = True
         self._model = model
@@ -122,6 +124,9 @@ class Signals:
         return readings.combine(passes, layers, hidden, self._conventions.reduction, scale)
 
     def _on_input(self, module: nn.Module, args: object, kwargs: object) -> None:
+        if torch.compiler.is_compiling():
+            self.compiled = True  # All that a compiler takes along.
+            return
         if module is not self._model:
             return
         self._depth += 1
@@ -135,11 +140,12 @@ class Signals:
         # Else as many samples as before, and no backward pass since: one batch, seen twice (siamese networks).
 
     def _on_output(self, module: nn.Module, _args: object, _output: object) -> None:
-        if module is self._model:
+        if not torch.compiler.is_compiling() and module is self._model:
             self._depth = max(self._depth - 1, 0)
 
     def _on_layer(self, module: nn.Module, _args: object, output: object) -> None:
         if not _looking():
+            self.compiled |= torch.compiler.is_compiling()
             return
         layer = self._layers.get(id(module))
         if layer is None:
