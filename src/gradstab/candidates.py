@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,7 +76,8 @@ def candidates(
     if "identical_units" in rules:
         yield from (Candidate(*change) for change in drawn_at_random(config))
         return
-    yield from _bounds_candidates(config, kinds, steady, typical_norm)
+    bounds = dict(_far_bounds(config, typical_norm)) if kinds & {"vanishing", "not_learning"} else {}
+    yield from _bounds_candidates(config, steady, bounds)
     # Steps that are known to be too large stay so, whatever the network.
     off = WILD if config.optimizer.name in ADAPTIVE or rules & {*_TOO_LARGE, "overshoot"} else WILD**2
     slopes = Candidate(("act=leaky_relu",), "a slope below 0, so that no unit dies")
@@ -90,7 +91,7 @@ def candidates(
     if kinds & _ABOUT_DEPTH and not steady:
         # With a rate that is far off, none of them learns before that is put right.
         for overrides, reason in passing(config, "exploding" in kinds):
-            yield Candidate(overrides, reason, besides=_usual_if(config, off), share=BETTER)
+            yield Candidate(overrides, reason, besides=(*_usual_if(config, off), *bounds), share=BETTER)
     if killed and "exploding" in kinds:
         yield slopes
     # A network that is broken, dead or saturated before its first update is so at any rate.
@@ -172,18 +173,20 @@ def _rate_candidates(
         yield Candidate(words, "smaller steps", about_depth=False, first=wild and not unsound)
 
 
-def _bounds_candidates(
-    config: Config, kinds: set[str], steady: bool, typical_norm: float | None
-) -> Iterator[Candidate]:
-    """What is set far beyond its usual values and keeps weights from moving: clipping, penalties, constraints.
-
-    Where the network itself is sound, that comes first.
-    """
+def _bounds_candidates(config: Config, steady: bool, bounds: Mapping[str, str]) -> Iterator[Candidate]:
+    """More samples for batch norm, and usual values for bounds; where the network itself is sound, those come first."""
     if config.model.knobs.get("norm") == "batch" and config.batch < min(LEAST_BATCH, config.n_train):
         size = min(USUAL_BATCH, config.n_train)
         yield Candidate((f"batch_size={size}",), "enough samples for batch norm", about_depth=False, first=True)
-    if not kinds & {"vanishing", "not_learning"}:
-        return
+    for override, reason in bounds.items():
+        yield Candidate((override,), reason, about_depth=False, first=steady)
+
+
+def _far_bounds(config: Config, typical_norm: float | None) -> Iterator[tuple[str, str]]:
+    """The usual value of what keeps weights from moving where it is set far out, and what that gives.
+
+    That is clipping, a penalty, a constraint.
+    """
     reasons = (
         ("clip", "max_norm", "leaves gradients more of their size"),
         ("clip", "max_value", "leaves gradients more of their size"),
@@ -199,7 +202,7 @@ def _bounds_candidates(
         # What is clipped to more than gradients are does nothing.
         idle = group == "clip" and option.name == "norm" and typical_norm is not None and typical_norm < value
         if not idle and (value >= WILD * usual if knob == "strength" else value <= usual / WILD):
-            yield Candidate((f"{group}.{knob}={usual:g}",), reason, about_depth=False, first=steady)
+            yield f"{group}.{knob}={usual:g}", reason
 
 
 def _decays(config: Config) -> bool:

@@ -86,6 +86,8 @@ def _applied(config: Config, overrides: Sequence[str]) -> Config | None:
         elif not isinstance(container[group], dict):
             container[group] = int(value)
         elif container[group]["name"] != value:
+            if config.fixed:
+                return None
             option: Option = getattr(config, group)
             defaults = type(option)(option.name).knobs
             # The command's own words meet the other option, be they the present one's defaults or not.

@@ -143,12 +143,12 @@ def _run(
         # Whatever comes now, the checkpoint and run.json are written first; only another Ctrl-C is quicker.
         stop.hold()
         said = "" if ended is None else _written(checkpoints, ended)
-        raise _interruption(directory, record, session, error, said) from error
+        raise _interruption(directory, record, session, examination, error, said) from error
     except Exception as error:
         stop.hold()
         if stop.signal is not None and isinstance(error, OSError):
             said = NO_CHECKPOINT.format(error.strerror)
-            raise _interruption(directory, record, session, Interrupted(stop.signal), said) from error
+            raise _interruption(directory, record, session, examination, Interrupted(stop.signal), said) from error
         raise _failure(directory, record, session, error) from error
     finally:
         stop.hold()
@@ -192,7 +192,12 @@ def _written(checkpoints: Checkpoints, ended: dict[str, Any]) -> str:
 
 
 def _interruption(
-    directory: Path, record: dict[str, Any], session: Session | None, error: KeyboardInterrupt, said: str = ""
+    directory: Path,
+    record: dict[str, Any],
+    session: Session | None,
+    examination: Examination,
+    error: KeyboardInterrupt,
+    said: str = "",
 ) -> Interrupted:
     """Record that the run was interrupted, and what to raise."""
     number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
@@ -201,6 +206,8 @@ def _interruption(
     if session is not None:
         done = session.progress.done
         record |= closing_record(session.progress.outcome, session.recorder, session.seconds) | session.keeper.record
+        if session.recorder.recorded_steps and session.recorder.latest.layer_grad_norms:
+            record["verdict"] = examination.verdict(session.judge).to_dict()
     record |= {"status": "interrupted", "reason": f"{reason} after {counted(done)}"}
     ways = said or f"gradstab train --resume {shlex.quote(str(directory))} continues it"
     return Interrupted(number, f"interrupted after {counted(done)}; {ways}")

@@ -127,7 +127,8 @@ def _advance(
     outcome = progress.outcome
     inputs, targets, indices = next(stream)
     witness.before(progress.done, indices)
-    record = train_step(parts, progress.done, inputs, targets, plan.measures(progress.done))
+    measured = plan.measures(progress.done)
+    record = train_step(parts, progress.done, inputs, targets, measured)
     witness.after(record)
     recorder.add(record)
     if parts.schedule is not None:
@@ -139,6 +140,7 @@ def _advance(
     looks = broken or reached or progress.stuck == STUCK_STEPS or plan.evaluates(progress.done)
     # What a run does may depend on how many steps it has made, never on how fast: a resumed one is to do the same.
     judges = looks or progress.done % JUDGED_STEPS == 0
+    judges |= bool(plan.stop_on) and (measured or not record.updated)
     if judges or recorder.due:
         _flush(progress, parts, recorder, display, witness, inputs)
     if progress.ended:

@@ -532,6 +532,17 @@ def test_a_requeued_job_goes_on(
     assert [entry["step"] for entry in run(config, tmp_path / "run")["resumed"]] == [6]
 
 
+def test_an_interrupted_run_has_a_verdict_with_remedies_until_it_goes_on(
+    configure: Compose, tmp_path: Path, stopped: Stopped
+) -> None:
+    config = configure(*TINY, "steps=12", "model.depth=12", "act=sigmoid", "init=xavier_normal")
+    stopped(5, lambda: run(config, tmp_path / "run"))
+    record = read_run(tmp_path / "run")
+    assert "vanishing" in record["verdict"]["labels"]
+    assert ["init=critical"] in [remedy["overrides"] for remedy in record["verdict"]["remedies"]]
+    assert run(config, tmp_path / "run", restart=True)["verdict"]["step"] == 11
+
+
 def test_a_run_may_be_stopped_many_times(configure: Compose, tmp_path: Path, stopped: Stopped) -> None:
     config = configure(*TINY, "steps=12", "model.dropout=0.2", "checkpoint.every=12", "eval_every=4")
     run(config, tmp_path / "whole")

@@ -100,14 +100,49 @@ def test_stop_on_ends_a_run_early_and_says_why(train: Train) -> None:
     assert "vanishing" in record["verdict"]["labels"]
 
 
+@pytest.mark.parametrize(("overrides", "steps"), [((), 15), (("verdict.stop_persistence=4",), 29)])
+def test_stop_on_looks_at_each_measured_step(train: Train, overrides: tuple[str, ...], steps: int) -> None:
+    sick = ("model.depth=12", "act=sigmoid", "init=xavier_normal", "device=cpu", "model.width=32")
+    record = train(*sick, "steps=200", "measure=full", "measure.every=7", "stop_on=vanishing", *overrides)
+    # Before the first update it does not count: at steps 7 and 14, or 7, 14, 21 and 28.
+    assert (record["steps"], record["reason"][:17]) == (steps, "stop_on=vanishing")
+
+
+def test_steps_that_are_skipped_stop_a_run_at_once(train: Train) -> None:
+    record = train(*SMALL, "init.gain=40", "stop_on=non_finite", "on_divergence=skip")
+    assert record["reason"].startswith("stop_on=non_finite: ")
+    assert record["steps"] + record["skipped_steps"] < 10
+
+
+def test_a_run_from_its_own_configuration_is_offered_knobs_alone(here: Here, tmp_path: Path) -> None:
+    sick = ("act=sigmoid", "model.width=32", "model.depth=12", "steps=3", "device=cpu")
+    assert here("train", *sick, "out_dir=first").returncode == 0
+    again = ("--config-dir", "first", "--config-name", "config")
+    assert here("train", *again, "out_dir=second").returncode == 0
+    first, second = (
+        [
+            remedy["overrides"]
+            for remedy in json.loads((tmp_path / name / "run.json").read_text())["verdict"]["remedies"]
+        ]
+        for name in ("first", "second")
+    )
+    assert ["init=critical"] in first
+    assert second
+    assert all("." in word.partition("=")[0] for words in second for word in words)
+    for words in second:
+        done = here("train", *again, *words, "--cfg", "job")
+        assert done.returncode == 0, done.stderr
+
+
 def test_what_stopped_a_run_is_said_beside_a_test_loss_that_is_not_finite(here: Here, tmp_path: Path) -> None:
-    done = here("train", *SMALL, "optimizer.lr=10", "stop_on=non_finite", "on_divergence=skip", "out_dir=r")
+    every = ("measure=full", "measure.every=1")
+    done = here("train", *SMALL, *every, "optimizer.lr=10", "stop_on=non_finite", "on_divergence=skip", "out_dir=r")
     record = json.loads((tmp_path / "r" / "run.json").read_text())
     assert record["status"] == "diverged"
     assert record["reason"].startswith("stop_on=non_finite: ")
     assert "; non-finite test loss after step " in record["reason"]
     # The table shows the last measured step, and δ there is NaN.
-    assert "\nat step 0, going towards the input, δ changes" in done.stdout
+    assert "\nat step 1, going towards the input, δ changes" in done.stdout
 
 
 def test_stop_on_leaves_a_healthy_run_alone(train: Train) -> None:

@@ -44,6 +44,7 @@ CASES = [
     ("not_learning", ["optimizer=sgd", "optimizer.lr=1e-7"]),
     # Knobs that are spelt out at their defaults meet a remedy's other option too.
     ("vanishing", ["act=sigmoid", "init=normal", "init.std=0.01", "optimizer=momentum", "optimizer.momentum=0.9"]),
+    ("vanishing", ["act=sigmoid", "optimizer={momentum: 0.9}"]),
     ("exploding", ["clip=agc", "clip.clipping=0.01", "optimizer=sgd", "model.depth=5"]),
 ]
 
@@ -550,3 +551,20 @@ def test_branches_that_start_at_nothing_come_with_weights_of_moderate_size(confi
     assert ("model.residual=rezero", "init=critical", "init.gain=1") in offered
     offered = [remedy.overrides for remedy in remedies_for(configure("init=xavier_normal"), inputs, found("vanishing"))]
     assert ("model.residual=rezero",) in offered
+
+
+@pytest.mark.parametrize(
+    ("bound", "usual"),
+    [
+        (["clip=norm", "clip.max_norm=1e-5"], "clip.max_norm=1"),
+        (["penalty=l2", "penalty.strength=0.1"], "penalty.strength=0.0001"),
+        (["constraint=weight_clip", "constraint.bound=0.001"], "constraint.bound=0.1"),
+    ],
+)
+def test_other_networks_come_with_usual_bounds(
+    configure: Compose, inputs: Inputs, bound: list[str], usual: str
+) -> None:
+    config = configure("act=sigmoid", "init=xavier_normal", *bound)
+    networks = [r for r in remedies_for(config, inputs, found("vanishing"), typical_norm=1.0) if r.predicted_factor]
+    assert networks
+    assert all(remedy.overrides[-1] == usual for remedy in networks)

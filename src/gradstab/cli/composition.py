@@ -18,6 +18,7 @@ from gradstab.cli.output import OK, is_about_output, say
 from gradstab.cli.trust import check_folders, check_names
 from gradstab.config.compose import one_of
 from gradstab.config.probe_options import PREFIX, PROBE_KEYS
+from gradstab.config.run import GROUPS
 from gradstab.config.sweep_options import OBJECTIVES, SWEEP_KEYS, is_sweep_word
 from gradstab.config.sweep_options import PREFIX as SWEEP_PREFIX
 from gradstab.config.verdict_options import KINDS
@@ -206,3 +207,11 @@ def _from_run_directory(args: Sequence[str]) -> list[str]:
             if folder and holds_run(Path(folder)):
                 return [*args, "--config-name", "config"]
     return args
+
+
+def options_are_fixed() -> bool:
+    """Whether the job at hand has no groups to choose from: it repeats a run from the run's own config.yaml."""
+    from hydra.core.hydra_config import HydraConfig
+
+    choices = HydraConfig.get().runtime.choices
+    return not any(group in choices for group in GROUPS)

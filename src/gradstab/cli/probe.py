@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from gradstab.cli.composition import HYDRA_FLAGS, compose
+from gradstab.cli.composition import HYDRA_FLAGS, compose, options_are_fixed
 from gradstab.cli.output import OK, complain, say
 from gradstab.config import from_hydra
 from gradstab.config.probe_options import is_probe_knob, probe_knobs
@@ -73,11 +74,12 @@ def probe(args: Sequence[str]) -> int:
     words = [word for word in words if word not in own]
     for word in words:
         _refuse(word)
-    composed: list[tuple[Any, list[str]]] = []
-    compose(words, lambda whole: composed.append((whole, _overrides())), FLAGS)
+    composed: list[tuple[Any, list[str], bool]] = []
+    compose(words, lambda whole: composed.append((whole, _overrides(), options_are_fixed())), FLAGS)
     if not composed:
         return OK
-    config = from_hydra(*composed[0])
+    whole, overrides, fixed = composed[0]
+    config = replace(from_hydra(whole, overrides), fixed=fixed)
 
     from gradstab.expectation import caveats
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from gradstab.cli.composition import HYDRA_FLAGS, MULTIRUN, compose
+from gradstab.cli.composition import HYDRA_FLAGS, MULTIRUN, compose, options_are_fixed
 from gradstab.cli.output import FAILED, OK, complain, say, unforeseen
 from gradstab.cli.resume import FLAG, asks_to_resume, resume
 from gradstab.config import one_of
@@ -117,7 +118,7 @@ def _run_job(composed: Any) -> None:
             chosen = settings.runtime.choices.get("hydra/launcher")
             raise ConfigError(f"hydra/launcher={chosen}: keeps no ledger; allowed: {', '.join(LAUNCHERS)}")
         _refuse_sweep(settings)
-        config = from_hydra(composed, overrides)
+        config = replace(from_hydra(composed, overrides), fixed=options_are_fixed())
 
         from gradstab.expectation import caveats
         from gradstab.runner import run

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, fields, make_dataclass
 from dataclasses import field as dataclass_field
 from typing import Any, TypeVar, get_type_hints
@@ -47,7 +48,7 @@ def _schema_of(cls: type[Any], *groups: str) -> type[Any]:
 def to_container(config: Config) -> dict[str, Any]:
     """The configuration as nested dicts, scalars first, in the order of the schema: what config.yaml holds."""
     whole = asdict(config)
-    del whole["n_train"], whole["written"]
+    del whole["n_train"], whole["written"], whole["fixed"]
     return whole
 
 
@@ -69,7 +70,7 @@ def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"the configuration is {composed!r}: it must be a mapping of keys to values")
 
     composed = {key: value for key, value in composed.items() if key not in _OF_THE_SWEEP}
-    explicit = {text.split("=", 1)[0].lstrip("+~") for text in overrides}
+    explicit = {key for text in overrides for key in _keys(text)}
     renamed = [key.removesuffix(".name") for key in sorted(explicit) if key in {f"{group}.name" for group in GROUPS}]
     if renamed:
         raise ConfigError(*(f"{group}.name: is no knob; choose with {group}=OPTION" for group in renamed))
@@ -88,6 +89,14 @@ def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
     config = resolve(values, explicit)
     check_rules(config, explicit)
     return config
+
+
+def _keys(text: str) -> Iterator[str]:
+    """The keys that an override sets: the one it names, and those of a mapping behind it."""
+    key, _, value = text.partition("=")
+    yield (key := key.lstrip("+~"))
+    if key in GROUPS and value.startswith("{"):
+        yield from (f"{key}.{knob}" for knob in re.findall(r"[{,]\s*(\w+)\s*:", value))
 
 
 def _read_option(group: str, node: Any, problems: list[str], typed: Mapping[str, str]) -> Option | None:

@@ -93,7 +93,8 @@ class Run:
 class Config(Run):
     """A whole run, checked and resolved: what ``config.yaml`` in a run's directory holds.
 
-    ``written`` are the keys that the command line spelt out.
+    ``written`` are the keys that the command line spelt out; ``fixed`` is whether no option can be chosen behind it,
+    as it repeats a run from its own config.yaml.
     """
 
     model: Option
@@ -111,6 +112,7 @@ class Config(Run):
     checkpoint: Checkpointing
     n_train: int = field(repr=False)
     written: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+    fixed: bool = field(default=False, repr=False, compare=False)
 
     @property
     def batch(self) -> int:
