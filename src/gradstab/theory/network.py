@@ -25,7 +25,7 @@ _LEAST_VARIANCE = 3 * EPS
 # Over so few units that are left at work, depth factors were 2 to 7 % off (10 to 20 layers).
 _FEW = 60
 # Over so few units that have a slope: measured were 45 % for one, 8 % for 2.5, and 0.3 % for 25.
-_FEW_STEEP = 10
+_FEW_STEEP, _FLAT = 10, 0.1
 _LONGEST = 1e100
 # Layers this many times wider than a batch are at most half a percent off.
 _WIDE = 10
@@ -89,7 +89,7 @@ def predict(
         notes = (
             *_notes(norm, init, scale, float(argument.min()), batch_size, narrowest),
             *_note_on_few(narrowest, dropout),
-            *(_note_on_flat(phi, float(q.max()), narrowest * (1 - dropout)) if norm == "none" else ()),
+            *_note_on_flat(phi, float(q.max()) if norm == "none" else 0.0, narrowest * (1 - dropout)),
         )
         backward = _once(unit.backward, argument)
         if isinstance(unit, BatchNormBefore):
@@ -167,11 +167,11 @@ def _note_on_flat(phi: Activation, longest: float, units: float) -> Iterator[str
         return np.stack([squared, squared**2])
 
     squares, fourth = gaussian_expectation(powers, longest, phi.kinks, phi.odd).tolist()
-    left = units * squares**2 / fourth if fourth else math.nan
-    if left < _FEW_STEEP:
+    share = squares**2 / fourth if fourth else 0.0
+    if share < _FLAT and units * share < _FEW_STEEP:
         yield (
-            f"widths: at mean squares of {longest:.3g}, act={phi.name} has a slope in only about {left:.2g} of "
-            f"{units:.0f} units; depth factors scatter for it, and may be far off"
+            f"widths: at mean squares of {longest:.3g}, act={phi.name} has a slope in only about "
+            f"{units * share:.2g} of {units:.0f} units; depth factors scatter for it, and may be far off"
         )
 
 

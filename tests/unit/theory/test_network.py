@@ -518,6 +518,13 @@ def test_where_nearly_all_units_are_flat_it_is_told_how_many_are_left(
         assert float(told[1]) == pytest.approx(1000 * (slope**2).mean() ** 2 / (slope**4).mean(), rel=0.1)
 
 
+def test_narrow_layers_are_not_said_to_be_flat() -> None:
+    for act in ("relu", "tanh", "hardtanh", "sigmoid"):
+        notes = predict(act=act, widths=[64, 12, 12, 10], q0=1.0, init="lecun_normal").notes
+        assert notes
+        assert not any("has a slope" in note for note in notes)
+
+
 @pytest.mark.parametrize("act", ["tanh", "erf", "softsign"])
 def test_many_lengths_that_all_settle_are_not_said_to_grow(act: str) -> None:
     lengths = np.random.default_rng(0).normal(size=64) ** 2
