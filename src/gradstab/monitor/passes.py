@@ -105,10 +105,13 @@ class Passes:
     def _count(self, one: Pass) -> None:
         """The first gradient comes back through a pass."""
         one.went_back, one.task = True, torch._C._current_graph_task_id()
-        earlier = [other for other in self._counted if other.turn == one.turn and other.task != one.task]
-        if earlier and all(map(_is_cleared, self._parameters)):
+
+        def is_earlier(other: Pass) -> bool:
+            return other.turn == one.turn and other.task != one.task
+
+        if any(map(is_earlier, self._counted)) and all(map(_is_cleared, self._parameters)):
             # zero_grad() came since: what went back before is no part of what the next update is made of.
-            self._counted[:] = [other for other in self._counted if other not in earlier]
+            self._counted[:] = [other for other in self._counted if not is_earlier(other)]
         self._counted.append(one)
 
     def _compact(self) -> None:
