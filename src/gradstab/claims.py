@@ -14,6 +14,7 @@ from gradstab.errors import ConfigError
 CLAIM_FILE = ".claim"
 # Seconds: somebody who only asks whether there is a claim holds it for a moment.
 PATIENCE = 0.5
+_AT_WORK = "another process is at work there; allowed: wait, or end it"
 
 
 @contextlib.contextmanager
@@ -26,7 +27,7 @@ def claimed(directory: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ConfigError(f"out_dir={directory}: another process is at work there; allowed: wait, or end it") from None
+        raise ConfigError(f"out_dir={directory}: {_AT_WORK}") from None
     except OSError as error:
         raise ConfigError(f"out_dir={directory}: cannot be written to ({error.strerror})") from error
     try:
@@ -38,12 +39,15 @@ def claimed(directory: Path) -> Iterator[None]:
 def claim(directory: Path) -> Callable[[], None]:
     """Hold a directory that nobody else has until the process ends, or until what is returned is called.
 
-    Where the file system knows no locks there is no claim, and no file that looks like one.
+    Where the file system knows no locks there is no claim, and no file that looks like one. Raises
+    :class:`ConfigError` where a live process has it all the same.
     """
     path = directory / CLAIM_FILE
     lock = FileLock(path, timeout=PATIENCE, thread_local=False)
     try:
         lock.acquire()
+    except Timeout:
+        raise ConfigError(f"directory={directory}: {_AT_WORK}") from None
     except (OSError, NotImplementedError):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from gradstab.config.sizes import EVALUATION_BATCH
 from gradstab.data import Split
 from gradstab.losses import Loss
-
-EVALUATION_BATCH = 2048
 
 
 @torch.no_grad()

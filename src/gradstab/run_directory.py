@@ -27,7 +27,7 @@ EVENT_FILES = "events.out.tfevents."
 CHECKPOINTS = "checkpoints"
 # What a run writes, run.json aside, by pattern.
 WRITTEN = (CONFIG_FILE, FAILURE_FILE, EVENT_FILES + "*", CHECKPOINTS, "forensics", f".{RUN_FILE}.*")
-ENDED = ("completed", "diverged")
+FINISHED = ("completed", "diverged")
 # What may change without making it another run.
 _BESIDE_THE_RUN = ("out_dir", "quiet", "checkpoint")
 
@@ -94,9 +94,8 @@ def clear(directory: Path) -> None:
 
 def refusal(directory: Path, status: str) -> ConfigError:
     """Why a new run cannot start where one with this ``status`` lies, and what can be done."""
-    ways = (
-        "" if status in (*ENDED, "unknown") else f"gradstab train --resume {shlex.quote(str(directory))} continues it; "
-    )
+    over = status in (*FINISHED, "unknown")
+    ways = "" if over else f"gradstab train --resume {shlex.quote(str(directory))} continues it; "
     return ConfigError(f"out_dir={directory}: holds a run already ({status}); {ways}choose another, or remove it")
 
 
@@ -172,18 +171,35 @@ def plain(value: Any) -> Any:
     return value
 
 
+def as_number(value: Any) -> float | None:
+    """An entry of run.json as a number, which may be inf or NaN; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file of anybody's holds; raises OSError, ValueError, RecursionError or YAMLError."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    text = read_text(path)
+    # Aliases, which gradstab never writes, can make a short file stand for an endless one.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
+        raise ValueError
+    return yaml.load(text, Loader=loader)
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """The configuration of a run, as :func:`write_config` wrote it; :class:`GradstabError` where it cannot be read."""
     import yaml
 
     path = directory / CONFIG_FILE
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = read_text(path)
-        # Aliases, which gradstab never writes, can make a short file stand for an endless one.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
-            raise ValueError
-        container = yaml.load(text, Loader=loader)
+        container = load_yaml(path)
     except OSError as error:
         raise GradstabError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:

@@ -59,7 +59,7 @@ def run(
             # As it is before the claim: with it, any unfinished run is one at work.
             status = run_directory.status_of(directory)
             stack.enter_context(claimed(directory))
-            if not (restart or resume or requeued()) or status in run_directory.ENDED:
+            if not (restart or resume or requeued()) or status in run_directory.FINISHED:
                 raise run_directory.refusal(directory, status)
             earlier = _earlier(directory, identity)
             state = checkpoint.latest(directory, identity, functools.partial(obstacle, directory), _say)

@@ -13,3 +13,16 @@ def counted(count: int, what: str = "step") -> str:
 def shown(value: Any) -> str:
     """A setting as YAML has it: ``null``, ``true``, ``false``, else as Python does."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def printable(value: Any) -> str:
+    """Text fit for any terminal, page and picture: characters that no encoding or font takes are replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+
+
+def without_middle(text: str, width: int) -> str:
+    """A text in at most ``width`` characters: its beginning and its end."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"

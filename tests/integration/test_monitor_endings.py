@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from gradstab import watch
-from gradstab.claims import is_claimed
+from gradstab.claims import claim, is_claimed
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.events import EventWriter, read_records
@@ -131,6 +131,54 @@ def test_where_the_record_is_gone_the_loops_own_error_is_raised(tmp_path: Path) 
 
     with pytest.warns(UserWarning, match="gone: cannot be written to"), pytest.raises(ValueError, match="mine"):
         loop()
+
+
+def test_a_full_disk_at_the_interpreters_end_is_told(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch\nfrom gradstab import run_directory, watch\nmodel = torch.nn.Linear(3, 1)\n"
+        "monitor = watch(model, sys.argv[1])\nmodel(torch.ones(2, 3)).mean().backward()\nmonitor.step()\n"
+        "def full(*_):\n    raise OSError(28, 'No space left on device')\nrun_directory.write_run = full\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "watch: run: cannot be written to (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_without_steps_has_no_verdict(tmp_path: Path) -> None:
+    monitor = watch(mlp(), tmp_path / "run")
+    with pytest.warns(UserWarning, match="no step was recorded"):
+        monitor.close()
+    with pytest.raises(GradstabError, match="no step was recorded yet"):
+        monitor.verdict()
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from gradstab.claims import claim
+release = claim(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_live_process_holds_stays_its_own(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        # As after everything else in the folder was removed.
+        with pytest.raises(ConfigError, match="another process is at work there"):
+            watch(mlp(), tmp_path)
+        with pytest.raises(ConfigError, match="another process is at work there"):
+            claim(tmp_path)
+        assert is_claimed(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [".claim"]
+        holder.communicate(b"")
+    assert not is_claimed(tmp_path)
 
 
 def _step_in_child(monitor: Monitor, model: nn.Module, optimizer: Any, said: Any) -> None:

@@ -58,6 +58,17 @@ def test_a_run_of_its_own_that_was_interrupted_is_offered_to_go_on(
     assert json.loads(_said(capsys, str(folder), "--json"))["watched"] is False
 
 
+@pytest.mark.parametrize("when", ["seconds", "resumed"])
+def test_times_that_no_float_holds_are_not_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], when: str) -> None:
+    before = [{"step": 3, "at": "2026-01-01T00:00:00+00:00", "seconds": 10**400}]
+    told = (
+        {"status": "completed", "seconds": 10**400} if when == "seconds" else {"status": "running", "resumed": before}
+    )
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    with claimed(tmp_path):
+        assert json.loads(_said(capsys, str(tmp_path), "--json"))["seconds"] is None
+
+
 def test_time_between_two_parts_of_a_run_does_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     now = datetime.datetime.now(datetime.UTC)
     began, resumed = (now - datetime.timedelta(hours=hours) for hours in (50, 1))

@@ -284,13 +284,17 @@ def test_a_damaged_ledger_is_named_and_does_not_stop_a_sweep(here: Here, tmp_pat
     assert all(entry.swept and entry.settings and entry.status == "completed" for entry in entries.values())
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 def test_a_cell_that_another_process_runs_is_left_to_it(
-    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Any]
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Any], damaged: bool
 ) -> None:
     command = ("train", "-m", *TINY, "seed=0,1,2", "out_dir=s")
     here(*command, "quiet=true")
     (theirs,) = (tmp_path / "s").glob("*_seed=0_*")
     (theirs / "run.json").unlink()
+    if damaged:  # What the cell's settings are is not told any more.
+        ledger = tmp_path / "s" / "ledger.jsonl"
+        ledger.write_bytes(b"\x00garbage\n" + b"".join(ledger.read_bytes().splitlines(keepends=True)[1:]))
     claim = claimed(theirs)
     claim.__enter__()
     naps: list[float] = []

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ def test_steps_of_one_size_forgive_more_downwards_alone(factor: float, labels: t
     for finding in one.verdict().findings:
         knobs = finding.key.replace("verdict.", "").split(" × ")
         assert finding.threshold == pytest.approx(math.prod(getattr(T, knob) for knob in knobs))
+
+
+@pytest.mark.parametrize("limit", [2.0, 300.0, 400.0, 1e30])
+@pytest.mark.parametrize("kind", ["vanishing", "exploding"])
+def test_a_layer_without_any_gradient_is_beyond_every_limit(limit: float, kind: str) -> None:
+    one = judge(thresholds=replace(T, init_vanishing_decades=limit, init_exploding_decades=limit))
+    delta = np.geomspace(0.1, 1.0, 11)
+    delta[0 if kind == "vanishing" else 9] = 0.0
+    looked(one, 0, CHANCE, signal_grad_norm=delta)
+    (finding,) = one.verdict().findings
+    assert (finding.kind, finding.value) == (kind, math.inf)
+    assert finding.layers == tuple(TAGS[:1] if kind == "vanishing" else TAGS[:9])
 
 
 @pytest.mark.parametrize(("chance", "base"), [(CHANCE, "guessing"), (None, "the first step")])

@@ -24,7 +24,8 @@ from gradstab.measure.verdict import Finding, Remedy, Verdict
 from gradstab.report import curves, figures, multiples, page, style, table
 from gradstab.report.digest import Curve, Digest, digest, heatmap
 from gradstab.report.profiles import Profiles
-from gradstab.report.runs import Run, printable
+from gradstab.report.runs import Run
+from gradstab.wording import printable
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

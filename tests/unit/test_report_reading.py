@@ -18,7 +18,7 @@ from gradstab.errors import ConfigError
 from gradstab.events import EventWriter, layer_tags, read_events, read_records
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.verdict import Finding, Verdict
-from gradstab.report import finding, runs, table
+from gradstab.report import finding, reach, runs, table
 
 
 def _one_by_one(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -205,13 +205,21 @@ def test_the_theory_of_run_json_is_read_with_its_words_for_infinity(tmp_path: Pa
 WHOLE = dict.fromkeys(Finding.__dataclass_fields__, 1) | {"layers": []}
 
 
-@pytest.mark.parametrize("found", [3, {}, WHOLE | {"kind": []}, WHOLE | {"value": "x"}, None])
+@pytest.mark.parametrize(
+    "found", [3, {}, WHOLE | {"kind": []}, WHOLE | {"value": "x"}, WHOLE | {"value": 10**400}, None]
+)
 def test_a_verdict_that_makes_no_sense_is_said_to_be_unreadable(tmp_path: Path, found: Any) -> None:
     verdict = {"labels": [], "step": 1, "findings": [found], "remedies": []}
     (tmp_path / "run.json").write_text(json.dumps({"status": "completed", "verdict": verdict}))
     run = runs.load(tmp_path, "x")
     assert run.verdict is None
     assert "the verdict in run.json cannot be read" in run.notes
+
+
+@pytest.mark.parametrize("hidden", [-1, 10**12, 10**400])
+def test_a_number_of_hidden_layers_that_cannot_be_ends_no_report(tmp_path: Path, hidden: int) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"layers": ["00_hidden", "01_output"], "hidden_layers": hidden}))
+    assert reach.points(runs.load(tmp_path, "x")) in (None, 2)
 
 
 def _judged_live(folder: Path, record: dict[str, Any], *, skipped: bool = False) -> Verdict:

@@ -19,7 +19,7 @@ from gradstab.cli.trust import check_folders, check_names
 from gradstab.config.compose import one_of
 from gradstab.config.probe_options import PREFIX, PROBE_KEYS
 from gradstab.config.run import GROUPS
-from gradstab.config.sweep_options import OBJECTIVES, SWEEP_KEYS, is_sweep_word
+from gradstab.config.sweep_options import FIGURES, SWEEP_KEYS, is_sweep_word
 from gradstab.config.sweep_options import PREFIX as SWEEP_PREFIX
 from gradstab.config.verdict_options import KINDS
 from gradstab.errors import ConfigError, GradstabError
@@ -116,7 +116,7 @@ def _complete_overrides(args: list[str], command: str, line: str) -> int:
     if command == "train" and (resuming := resume.completions(words, typed)) is not None:
         return say(separator.join(resuming) + "\n")
     if command == "train" and set(MULTIRUN) & set(words):
-        own = [f"objective={figure}" for figure in OBJECTIVES] if typed.startswith("objective=") else SWEEP_KEYS
+        own = [f"objective={figure}" for figure in FIGURES] if typed.startswith("objective=") else SWEEP_KEYS
         found = [word for word in own if word.startswith(typed)]
     words = [word for word in words if not is_sweep_word(word)]
     if command == "probe":

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from gradstab.cli.cells import MOST_CELLS, CombinationError, as_typed, count_of, sweep_params, swept
 from gradstab.cli.output import complain
 from gradstab.config.compose import read_knobs
-from gradstab.config.fields import MAX_SEED, checked, choice, number
+from gradstab.config.fields import MAX_SEED, choice, number
 from gradstab.config.sweep_options import objective
 from gradstab.errors import ConfigError
 
@@ -38,17 +38,13 @@ DIRECTIONS = {
 _PREFIX = "hydra.sweeper"
 
 
-def _direction_problem(value: Any) -> str | None:
-    return None if value in (None, "maximize", "minimize") else "must be one of maximize, minimize"
-
-
 @dataclass(frozen=True)
 class OptunaKnobs:
     """``n_trials`` cells, ``n_jobs`` of them at a time; ``direction`` follows from most objectives."""
 
     n_trials: int = number(20, at_least=1)
     n_jobs: int = number(1, at_least=1)
-    direction: Any = checked(None, _direction_problem, "maximize or minimize")
+    direction: str | None = choice(None, "maximize", "minimize")
     sampler: str = choice("tpe", "tpe", "random", "gp")
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
 

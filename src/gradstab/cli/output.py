@@ -10,6 +10,8 @@ import traceback
 from pathlib import Path
 from typing import TypeGuard
 
+from gradstab.wording import printable
+
 LONGEST = 4000
 _OF_STREAMS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -39,7 +41,7 @@ def complain(*lines: str) -> int:
 
 def one_line(text: str) -> str:
     """Text that is one line in any terminal: what was typed or read may hold line ends, escapes, and far too much."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    shown = printable(text)
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 :]}"
 
 

@@ -33,7 +33,7 @@ def resume(args: Sequence[str]) -> int:
     record = run_directory.read_run(directory)
     if "watched" in record:
         raise ConfigError(f"{FLAG} {directory}: is a loop that was watched; gradstab only goes on with runs of its own")
-    if record.get("status") in run_directory.ENDED:
+    if record.get("status") in run_directory.FINISHED:
         steps = record.get("steps")
         after = f" after {counted(steps)}" if isinstance(steps, int) else ""
         return say(f"{directory}: {record['status']}{after}; there is nothing to resume\n")
@@ -55,10 +55,10 @@ def completions(words: Sequence[str], typed: str) -> list[str] | None:
     if words[-1] != FLAG:
         return [f"{key}=" for key in ALLOWED if f"{key}=".startswith(typed)]
 
-    from gradstab.run_directory import ENDED, holds_run, status_of
+    from gradstab.run_directory import FINISHED, holds_run, status_of
 
     found = [folder for folder in sorted(Path("outputs/train").glob("*")) if holds_run(folder)]
-    return [str(folder) for folder in found if str(folder).startswith(typed) and status_of(folder) not in ENDED]
+    return [str(folder) for folder in found if str(folder).startswith(typed) and status_of(folder) not in FINISHED]
 
 
 def _words(args: Sequence[str]) -> tuple[Path, list[str]]:

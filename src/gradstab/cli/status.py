@@ -45,12 +45,8 @@ def status(args: Sequence[str]) -> int:
     from gradstab.console.status import show
     from gradstab.run_directory import plain
     from gradstab.sweeps import status as stands
-    from gradstab.sweeps.state import recorded
 
-    folder = Path(folders[0]).expanduser()
-    state = stands.status(folder)
-    if state["kind"] == "run":
-        state["watched"] = "watched" in recorded(folder)
+    state = stands.status(Path(folders[0]).expanduser())
     if "--json" in args:
         return say(json.dumps(plain(state), indent=2, allow_nan=False) + "\n")
     show(state)

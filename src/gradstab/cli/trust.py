@@ -16,6 +16,7 @@ from gradstab.config.run import GROUPS, Run
 from gradstab.errors import ConfigError
 from gradstab.files import read_text
 from gradstab.run_directory import CONFIG_FILE, holds_run
+from gradstab.wording import printable
 
 _FOLDERS = ("--config-dir", "-cd")
 _NAMES = ("--config-name", "-cn")
@@ -204,5 +205,5 @@ def _keys(node: Any) -> Iterator[Any]:
 
 
 def _shown(value: Any) -> str:
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    text = printable(value)
     return text if len(text) <= 80 else text[:79] + "…"

@@ -11,6 +11,14 @@ MAX_SEED = 2**32 - 1
 LARGEST = 1e30
 
 
+def comma_separated(value: Any) -> tuple[str, ...]:
+    """The words of a list, or of text with commas, each once; empty where it is neither."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        return ()
+    return tuple(dict.fromkeys(word.strip() for text in texts for word in str(text).split(",")))
+
+
 def number(
     default: float | None,
     *,

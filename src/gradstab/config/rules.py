@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from gradstab.config.fields import comma_separated
 from gradstab.config.network_options import DeepMLP
 from gradstab.config.optimizer_options import WarmupCosine
 from gradstab.config.registry import Option
-from gradstab.config.run import Config, stop_kinds
+from gradstab.config.run import Config
 from gradstab.config.training_options import N_TRAIN, REPARAMETRIZING
 from gradstab.errors import ConfigError
 
@@ -31,7 +32,7 @@ def resolve(values: Mapping[str, Any], explicit: Collection[str]) -> Config:
         depth = len(width) if isinstance(width, tuple) else DEFAULT_DEPTH
         config = replace(config, model=replace(config.model, depth=depth))
     if config.stop_on is not None:
-        config = replace(config, stop_on=stop_kinds(config.stop_on))
+        config = replace(config, stop_on=comma_separated(config.stop_on))
     if config.batch_size is None:
         config = replace(config, batch_size=DEFAULT_BATCH if n_train >= DEFAULT_BATCH else "full")
     if config.steps is not None and config.epochs is not None and ("steps" in explicit) != ("epochs" in explicit):

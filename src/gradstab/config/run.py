@@ -14,7 +14,7 @@ from gradstab.config import (
     verdict_options,
 )
 from gradstab.config.checkpoint_options import Checkpointing
-from gradstab.config.fields import MAX_SEED, checked, choice, number, positive_int
+from gradstab.config.fields import MAX_SEED, checked, choice, comma_separated, number, positive_int
 from gradstab.config.registry import OPTIONS, Option
 from gradstab.config.verdict_options import KINDS, Thresholds
 
@@ -43,16 +43,8 @@ def _device_problem(value: Any) -> str | None:
     return None if known else "must be one of auto, cpu, cuda, cuda:N, mps"
 
 
-def stop_kinds(value: Any) -> tuple[str, ...]:
-    """The kinds that a value of ``stop_on`` names: a list, or text with commas; empty where it is neither."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple):
-        return ()
-    return tuple(dict.fromkeys(kind.strip() for text in texts for kind in str(text).split(",")))
-
-
 def _stop_on_problem(value: Any) -> str | None:
-    kinds = stop_kinds(value)
+    kinds = comma_separated(value)
     return (
         None
         if kinds and set(kinds) <= set(KINDS)

@@ -7,28 +7,21 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gradstab.config.compose import one_of, read_knobs
-from gradstab.config.fields import checked
+from gradstab.config.fields import checked, comma_separated
 from gradstab.errors import ConfigError
 
 PREFIX = "sweep."
 RETRIABLE = ("failed", "diverged")
-# Figures in run.json that an optimizing sweeper can work with.
-OBJECTIVES = (
+# A run's figures in run.json: what a sweep's tables have, and an optimizing sweeper can work with.
+FIGURES = (
     *("test_accuracy", "best_test_accuracy", "test_loss", "train_loss", "depth_factor", "depth_factor_r2"),
     *("first_layer_grad_norm", "last_layer_grad_norm", "steps", "skipped_steps", "clipped_steps", "seconds"),
 )
 DEFAULT_OBJECTIVE = "test_accuracy"
 
 
-def _kinds(value: Any) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple):
-        return ()
-    return tuple(dict.fromkeys(kind.strip() for text in texts for kind in str(text).split(",")))
-
-
 def _retry_problem(value: Any) -> str | None:
-    kinds = _kinds(value)
+    kinds = comma_separated(value)
     return None if kinds and set(kinds) <= set(RETRIABLE) else f"must be one or both of {', '.join(RETRIABLE)}"
 
 
@@ -48,7 +41,7 @@ class SweepKnobs:
         """The outcomes after which a cell runs once more."""
         if self.force:
             return ("completed", "diverged", "failed")
-        return () if self.retry is None else _kinds(self.retry)
+        return () if self.retry is None else comma_separated(self.retry)
 
 
 SWEEP_KEYS = (*(f"{PREFIX}{f.name}=" for f in fields(SweepKnobs)), "objective=")
@@ -81,7 +74,7 @@ def sweep_knobs(words: Sequence[str]) -> SweepKnobs:
         given[name] = override.value()
     knobs = read_knobs(SweepKnobs, given, "sweep")
     if knobs.force and knobs.retry is not None:
-        raise ConfigError(f"sweep.retry={','.join(_kinds(knobs.retry))}: no effect with sweep.force=true")
+        raise ConfigError(f"sweep.retry={','.join(comma_separated(knobs.retry))}: no effect with sweep.force=true")
     return knobs
 
 
@@ -89,6 +82,6 @@ def objective(value: Any) -> str:
     """The figure that is returned to Hydra's sweeper, checked; None stands for the default."""
     if value is None:
         return DEFAULT_OBJECTIVE
-    if not isinstance(value, str) or value not in OBJECTIVES:
-        raise ConfigError(f"objective={value}: is no figure of a run; {one_of(OBJECTIVES, str(value))}")
+    if not isinstance(value, str) or value not in FIGURES:
+        raise ConfigError(f"objective={value}: is no figure of a run; {one_of(FIGURES, str(value))}")
     return value

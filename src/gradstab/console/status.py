@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradstab.console.sweep import STYLES
+from gradstab.wording import counted
 
 _BAR = 30
 
@@ -25,7 +26,7 @@ def show(state: Mapping[str, Any]) -> None:
 def _of_sweep(state: Mapping[str, Any]) -> list[Text]:
     counts = {name: n for name, n in state["counts"].items() if n}
     ended = state["done"] + state["counts"]["failed"]
-    lines = [Text(f"sweep of {state['cells']} {_cells(state['cells'])} · {state['folder']}", style="bold")]
+    lines = [Text(f"sweep of {counted(state['cells'], 'cell')} · {state['folder']}", style="bold")]
     filled = round(_BAR * ended / max(1, state["cells"]))
     bar = Text.assemble(("█" * filled, "green"), ("░" * (_BAR - filled), "dim"), f"  {ended}/{state['cells']}")
     if state["seconds_left"] is not None:
@@ -71,10 +72,6 @@ def _steps(state: Mapping[str, Any]) -> str:
         return ""
     planned = state["planned_steps"]
     return f"step {state['steps']:,}" + ("" if planned is None else f"/{planned:,}")
-
-
-def _cells(count: int) -> str:
-    return "cell" if count == 1 else "cells"
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradstab.console import PatientConsole
+from gradstab.wording import counted, without_middle
 
 STYLES = {
     "completed": "green",
@@ -57,7 +58,7 @@ class SweepView:
         if first:
             before = f", {kept} of them done before" if kept else ""
             how = "" if self._launcher == "serial" else f" · {self._launcher}"
-            text = f"sweep of {self._total} {_cells(self._total)}{before}{how} · {self._folder}"
+            text = f"sweep of {counted(self._total, 'cell')}{before}{how} · {self._folder}"
             self.console.print(Text(text, style="bold"), soft_wrap=True)
         if self.console.is_terminal and self._bar is None and total > kept:
             self._bar = self._start_bar()
@@ -81,7 +82,7 @@ class SweepView:
     def waiting(self, count: int) -> None:
         """Say that what is left runs in another process."""
         if not self.quiet:
-            text = f"waiting for {count} {_cells(count)} that another process runs"
+            text = f"waiting for {counted(count, 'cell')} that another process runs"
             self.console.print(Text(text, style="dim"), soft_wrap=True)
 
     def stop(self) -> None:
@@ -126,10 +127,6 @@ class SweepView:
         # The key at its end says nothing to a person.
         state = " · ".join([*counts, *filter(None, [self._current.rpartition("_")[0]])])
         progress.update(bar, completed=self._done, total=self._total, state=state)
-
-
-def _cells(count: int) -> str:
-    return "cell" if count == 1 else "cells"
 
 
 @dataclass(frozen=True)
@@ -185,16 +182,9 @@ def _cut(column: Column, limit: int) -> Column:
     if not column.cut or column.width <= limit:
         return column
     # Numbers and options often differ at their end.
-    shorten = _without_middle if column.cut == "middle" else _without_end
+    shorten = without_middle if column.cut == "middle" else _without_end
     values = [shorten(value, limit) for value in column.values]
     return replace(column, title=_without_end(column.title, limit), values=values)
-
-
-def _without_middle(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    end = (limit - 1) // 2
-    return f"{text[: limit - 1 - end]}…{text[len(text) - end :]}"
 
 
 def _without_end(text: str, limit: int) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from gradstab.evaluation import EVALUATION_BATCH
+from gradstab.config.sizes import EVALUATION_BATCH
 from gradstab.forensics.snapshot import Look, Origin
 from gradstab.measure.quantities import as_tensor
 from gradstab.parts import Parts, generator_states, set_generators

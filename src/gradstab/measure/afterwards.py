@@ -12,14 +12,14 @@ from gradstab.measure.diagnosis import LOOKED_AT, Judge
 from gradstab.measure.verdict import Verdict
 
 
-def judge_records(records: Records, run: Mapping[str, Any], thresholds: Thresholds | None = None) -> Verdict:
-    """The verdict on a recorded run, as far as its event file and run.json got; by its own thresholds unless given."""
+def judge_records(records: Records, run: Mapping[str, Any]) -> Verdict:
+    """The verdict on a recorded run, as far as its event file and run.json got."""
     layers = records.layers or list(run.get("layers", ()))
     hidden = run.get("hidden_layers", len(layers) - 1)
     judge = Judge(
         layers,
         hidden,
-        thresholds or Thresholds(**run.get("thresholds", {})),
+        Thresholds(**run.get("thresholds", {})),
         theory=run.get("theory"),
         chance_loss=run.get("chance_loss"),
         least_loss=run.get("least_loss", 0.0),

@@ -120,14 +120,14 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     if len(delta) < 2 or _output_starts_at_zero(profile):
         return []
     low, high = int(delta.argmin()), int(delta.argmax())
+    layers = [profile.layers[int(i)] for i in profile.depth[known]]
     if delta[high] == 0:
-        layers = [profile.layers[int(i)] for i in profile.depth[known]]
         text = "no gradient reaches any hidden layer: δ is 0 in all of them"
         return [_span("vanishing", math.inf, *_depth_limit(profile, t, True), text, tuple(layers))]
-    decades = float(np.log10(delta[high]) - np.log10(delta[low])) if delta[low] > 0 else math.inf
+    powers = np.log10(delta, out=np.full(len(delta), -math.inf), where=delta > 0)
+    decades = float(powers[high] - powers[low])
     if decades <= _least(profile, t):
         return []
-    layers = [profile.layers[int(i)] for i in profile.depth[known]]
     line = depth_factor(delta.tolist())
     # A line goes through the layers that have a gradient; where some have none at all, they decide.
     falls = low < high if line is None or delta[low] == 0 else line.factor < 1
@@ -144,7 +144,7 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
         else f"falls to 0 from {layers[high]} to"
     )
     # The layers beyond the limit, counted from the sound end.
-    beyond = delta < delta[high] * 10**-limit if falls else delta > delta[low] * 10**limit
+    beyond = powers < powers[high] - limit if falls else powers > powers[low] + limit
     where = tuple(layers[int(i)] for i in np.flatnonzero(beyond))
     small, large = ("near", "grows") if beyond[0] else ("on the way to", "is largest")
     meaning = (

@@ -168,12 +168,12 @@ class Book:
 
     def verdict(self, norms: WatchedNorms, row: Row | None = None) -> Verdict:
         """The verdict on all that was added, and on what is known so far of a step that stays open."""
-        if self._opened is None and row is None:
-            raise GradstabError(f"{self.directory}: no step was recorded yet; call step(loss) after backward()")
-        recorder, ledger, judge = self._open(norms)
-        if not self.closed:
+        if self._opened is not None and not self.closed:
             with self._writing():
-                recorder.flush()
+                self._opened[0].flush()
+        if row is None and not (self._opened and self._opened[0].recorded_steps):
+            raise GradstabError(f"{self.directory}: no step was recorded yet; call step(loss) after backward()")
+        _, ledger, judge = self._open(norms)
         if row is None:
             return judge.verdict()
         ledger = ledger.rehearsal()

@@ -112,7 +112,10 @@ class Closing(ABC):
     def _at_exit(self) -> None:
         if not self.elsewhere:
             with contextlib.suppress(Exception):
-                self.close(*ending(getattr(sys, "last_value", None)))
+                try:
+                    self.close(*ending(getattr(sys, "last_value", None)))
+                except GradstabError as problem:
+                    warnings.warn(f"watch: {problem}", stacklevel=2)
 
 
 def _close(monitor: weakref.ref[Closing]) -> None:

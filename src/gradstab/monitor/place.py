@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from gradstab import run_directory
+from gradstab.claims import is_claimed
 from gradstab.errors import ConfigError
 
 
@@ -25,6 +26,8 @@ def make_directory(directory: str | Path | None) -> Path:
         raise ConfigError(f"directory={str(directory)!r}: cannot be a path ({error})") from error
     if any(path.glob("events.out.tfevents.*")):
         raise ConfigError(f"directory={path}: holds an event file already; choose another, or remove it")
+    if is_claimed(path):
+        raise ConfigError(f"directory={path}: another process is at work there; choose another, or wait")
     try:
         # Of several processes that come at once, one gets it.
         with (path / run_directory.RUN_FILE).open("x", encoding="utf-8") as file:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.report import exports, finding, multiples, page, runs, style, table, telling
 from gradstab.report.digest import Digest, digest
+from gradstab.wording import printable
 
 PAGE = "report.html"
 # With more runs than this, each one's own pictures would bury what compares them.
@@ -70,7 +71,7 @@ def build(request: Request, note: Callable[[str], object]) -> str:
 
 
 def _title(folders: Sequence[Path]) -> str:
-    return runs.printable(folders[0].resolve().name) if len(folders) == 1 else f"{len(folders)} folders"
+    return printable(folders[0].resolve().name) if len(folders) == 1 else f"{len(folders)} folders"
 
 
 def _figures(target: Path) -> Path:

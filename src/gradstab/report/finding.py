@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gradstab.errors import ConfigError
-from gradstab.report.runs import printable
 from gradstab.run_directory import EVENT_FILES, RUN_FILE
+from gradstab.wording import printable
 
 
 def find(folders: Iterable[Path], mark: str = "") -> tuple[list[Path], list[Path]]:

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from gradstab import __version__
 from gradstab.report import curves, figures, layers, multiples, style, table
 from gradstab.report.digest import FINITE, Digest
-from gradstab.report.runs import Run, printable
+from gradstab.report.runs import Run
+from gradstab.wording import printable
 
 # Lists of layers that differ; a sweep over depth has one for each.
 LISTS = 12

@@ -54,11 +54,12 @@ def points(run: Run) -> int | None:
     if isinstance(listed, list):
         places = [run.layers.index(tag) for tag in listed if tag in run.layers]
     else:
-        places = list(range(hidden if isinstance(hidden, int) and not isinstance(hidden, bool) else run.hidden))
+        count = hidden if isinstance(hidden, int) and not isinstance(hidden, bool) else run.hidden
+        places = list(range(min(count, len(run.layers))))
     series = run.records.vectors.get("signal_grad_norm")
     if series is None:
         return len(places) or None
-    values = series.values[:, [place for place in places if 0 <= place < series.values.shape[1]]]
+    values = series.values[:, [place for place in places if place < series.values.shape[1]]]
     counts = (np.isfinite(values) & (values > 0)).sum(axis=1)
     lines = counts[counts > 1]
     return int(lines[-1]) if len(lines) else None

@@ -17,8 +17,8 @@ from gradstab.events import Records, read_records
 from gradstab.files import read_text
 from gradstab.measure.verdict import Verdict
 from gradstab.report.standing import mend_status
-from gradstab.run_directory import CONFIG_FILE, EVENT_FILES, RUN_FILE
-from gradstab.wording import shown
+from gradstab.run_directory import CONFIG_FILE, EVENT_FILES, RUN_FILE, as_number, load_yaml
+from gradstab.wording import printable, shown
 
 _UNKNOWING = ": the verdict knows neither guessing's loss nor what theory says"
 _BESIDE = ("defaults", "out_dir", "hydra", "checkpoint")
@@ -62,21 +62,6 @@ class Run:
         return as_number(self.record.get(key))
 
 
-def as_number(value: Any) -> float | None:
-    """A number as JSON and run.json's own words for the others have it, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
-
-
-def printable(value: Any) -> str:
-    """Text fit for any page, picture and table: characters that no encoding or font takes are replaced."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
-
-
 def load(directory: Path, name: str, planned: Mapping[str, Any] | None = None) -> Run:
     """Read one run; nothing in it can make this fail. ``planned`` is what a sweep's ledger has for its settings."""
     run = Run(directory, name)
@@ -105,13 +90,8 @@ def _read_record(directory: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _read_settings(directory: Path, notes: list[str], *, expected: bool) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = read_text(directory / CONFIG_FILE)
-        # Aliases, which gradstab never writes, can make a short file stand for an endless one.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
-            raise ValueError
-        container = yaml.load(text, Loader=loader)
+        container = load_yaml(directory / CONFIG_FILE)
         if isinstance(container, dict):
             return _flat(container)
         notes.append(f"{CONFIG_FILE} holds no configuration")
@@ -196,7 +176,7 @@ def _verdict(run: Run) -> Verdict | None:
     try:
         verdict = Verdict.from_dict(run.record["verdict"])
         return verdict if verdict.labels else None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         if "verdict" in run.record:
             run.notes.append(f"the verdict in {RUN_FILE} cannot be read")
     if not run.records.vectors:

@@ -80,7 +80,6 @@ _SETTINGS: Any = {
     "path.simplify": True,
 }
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-FORMATS = ("png", "svg", "pdf")
 
 
 @contextmanager
@@ -201,8 +200,8 @@ def quick_png(fig: Figure, dpi: int) -> bytes:
     return content.getvalue()
 
 
-def picture(fig: Figure, kind: str, title: str = "", dpi: int = 200) -> bytes:
-    """A picture as a file of its own, on white; ``kind`` is one of ``FORMATS``."""
+def picture(fig: Figure, kind: str, title: str = "") -> bytes:
+    """A picture as a file of its own, on white; ``kind`` is png, svg or pdf."""
     with drawing():
         if title:
             height = float(fig.get_size_inches()[1])
@@ -210,7 +209,7 @@ def picture(fig: Figure, kind: str, title: str = "", dpi: int = 200) -> bytes:
         content = io.BytesIO()
         stamp = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
         box = "tight" if title else None
-        fig.savefig(content, format=kind, dpi=dpi, facecolor="white", metadata=stamp, bbox_inches=box, pad_inches=0.06)
+        fig.savefig(content, format=kind, facecolor="white", metadata=stamp, bbox_inches=box, pad_inches=0.06)
     return content.getvalue()
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradstab.measure.verdict import Verdict
-from gradstab.report.runs import Run, as_number, printable
-from gradstab.run_directory import resumptions
+from gradstab.report.runs import Run
+from gradstab.run_directory import as_number, resumptions
+from gradstab.wording import printable, without_middle
 
 ABSENT = "–"
 
@@ -65,11 +65,6 @@ def _percent(value: float | None) -> Cell:
     return _numeric(value, None if value is None or not math.isfinite(value) else f"{100 * value:.2f} %")
 
 
-def labels(verdict: Verdict | None) -> tuple[str, ...]:
-    """A verdict's labels, none where there is no verdict."""
-    return () if verdict is None else verdict.labels
-
-
 RESULTS = ("test accuracy", "train loss", "depth factor", "R²", "clipped", "steps done", "seconds")
 
 
@@ -105,7 +100,7 @@ def _r2(run: Run, line: int | None) -> float | None:
 
 def row(run: Run, index: int, keys: Sequence[str], clipped_share: float | None, line: int | None = None) -> Row:
     """A run's line: its differing settings, then ``RESULTS``; ``line`` is how many layers the depth factor rests on."""
-    made = Row(run.name, f"run-{index}", run.status, labels(run.verdict))
+    made = Row(run.name, f"run-{index}", run.status, () if run.verdict is None else run.verdict.labels)
     for key in keys:
         value = run.settings.get(key)
         made.cells.append(Cell(ABSENT if value is None else str(value), "" if value is None else str(value)))
@@ -164,25 +159,18 @@ def shortened(caption: str, width: int = 60) -> str:
     """
     pairs = [pair.partition("=") for pair in caption.split(", ")]
     if len(caption) <= width or not all(equals for _, equals, _ in pairs):
-        return _without_middle(caption, width)
+        return without_middle(caption, width)
     last = Counter(key.rpartition(".")[2] for key, _, _ in pairs)
     keys = [tail if last[tail := key.rpartition(".")[2]] == 1 else key for key, _, _ in pairs]
     for longest in (width, 24, 12):
-        parts = [f"{key}={_without_middle(value, longest)}" for key, (_, _, value) in zip(keys, pairs, strict=True)]
+        parts = [f"{key}={without_middle(value, longest)}" for key, (_, _, value) in zip(keys, pairs, strict=True)]
         if len(", ".join(parts)) <= width:
             return ", ".join(parts)
     for kept in range(len(parts) - 1, 0, -1):
         text = ", ".join([*parts[:kept], f"… {len(parts) - kept} more"])
         if len(text) <= width:
             return text
-    return _without_middle(caption, width)
-
-
-def _without_middle(text: str, width: int) -> str:
-    if len(text) <= width:
-        return text
-    end = (width - 1) // 2
-    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+    return without_middle(caption, width)
 
 
 def headline(run: Run) -> str:

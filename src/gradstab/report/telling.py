@@ -5,7 +5,8 @@ from __future__ import annotations
 from gradstab.errors import GradstabError
 from gradstab.forensics.snapshot import FOLDER, Snapshot
 from gradstab.forensics.story import key_sentences
-from gradstab.report.runs import Run, printable
+from gradstab.report.runs import Run
+from gradstab.wording import printable
 
 
 def tell(run: Run) -> None:

@@ -82,7 +82,7 @@ class Sweep:
         self._view.planned(len(unique), len(unique) - len(needed))
         while needed:
             elsewhere = [key for key in needed if entries[key].status == RUNNING]
-            tasks = [self._task(entries[key]) for key in needed if key not in elsewhere]
+            tasks = [self._task(entries[key], unique[key]) for key in needed if key not in elsewhere]
             elsewhere += self._launch(tasks, launcher)
             entries, needed = self._wait(elsewhere)
         entries = self.entries()
@@ -136,7 +136,9 @@ class Sweep:
         """Whether a cell that ended runs once more, which it does once in a command."""
         return entry.status in self._knobs.again and key not in self.keys
 
-    def _task(self, entry: Entry) -> Task:
+    def _task(self, entry: Entry, cell: Cell) -> Task:
+        # Of a cell that another process had begun, the line with its settings may be damaged.
+        entry = replace(entry, swept=dict(cell.swept), settings=cell.settings)
         return one_cell.task(self.folder, entry, quiet=self._quiet)
 
     def _launch(self, tasks: Sequence[Task], launcher: Launcher) -> list[str]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradstab.config.sweep_options import FIGURES
 from gradstab.errors import GradstabError
-from gradstab.run_directory import replacing
+from gradstab.run_directory import as_number, replacing
 from gradstab.sweeps.ledger import ENDED, FINISHED, Entry
 from gradstab.sweeps.naming import group_of
 from gradstab.sweeps.state import recorded
@@ -20,10 +21,6 @@ from gradstab.wording import shown
 
 RESULTS_FILE = "results.csv"
 SEEDS_FILE = "results_over_seeds.csv"
-FIGURES = (
-    *("test_accuracy", "best_test_accuracy", "test_loss", "train_loss", "depth_factor", "depth_factor_r2"),
-    *("steps", "seconds"),
-)
 # What a run was told is "steps" where that was swept.
 _HEADS = ["steps_done" if figure == "steps" else figure for figure in FIGURES]
 
@@ -37,13 +34,7 @@ class Row:
 
     def figure(self, name: str) -> float | None:
         """A number of the record, which may be inf or NaN; None where there is none."""
-        value = self.record.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            return None
-        try:
-            return float(value)
-        except ValueError:
-            return None
+        return as_number(self.record.get(name))
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gradstab.claims import is_claimed
-from gradstab.files import open_regular, read_text
-from gradstab.run_directory import RUN_FILE
+from gradstab.errors import GradstabError
+from gradstab.files import open_regular
+from gradstab.run_directory import RUN_FILE, read_run
 from gradstab.sweeps.ledger import ENDED, FAILED, INTERRUPTED, PENDING, RUNNING, Entry
 
 NO_SPACE = os.strerror(errno.ENOSPC)
@@ -22,10 +22,9 @@ _DIED = "the process that ran it is gone"
 def recorded(directory: Path) -> dict[str, Any]:
     """A run's record as far as there is one that can be read."""
     try:
-        record = json.loads(read_text(directory / RUN_FILE))
-    except (OSError, ValueError, RecursionError):
+        return read_run(directory)
+    except GradstabError:
         return {}
-    return record if isinstance(record, dict) else {}
 
 
 def print_of(directory: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradstab.errors import ConfigError, GradstabError
-from gradstab.run_directory import FAILURE_FILE, RUN_FILE, holds_run, read_run, resumptions, status_of
+from gradstab.run_directory import FAILURE_FILE, RUN_FILE, as_number, holds_run, read_run, resumptions, status_of
 from gradstab.sweeps.cells import LOG_FILE
 from gradstab.sweeps.ledger import FAILED, FINISHED, LEDGER_FILE, RUNNING, STATES, Entry, Ledger
 from gradstab.sweeps.results import Row, rows_of
@@ -116,17 +116,18 @@ def _of_run(directory: Path) -> dict[str, Any]:
             read_run(directory)
         except GradstabError as error:
             reason = str(error)
-    seconds = _taken(record) if state == RUNNING else record.get("seconds")
+    seconds = _taken(record) if state == RUNNING else as_number(record.get("seconds"))
     return {
         "kind": "run",
         "folder": str(directory),
         "status": state,
         "reason": reason,
-        "seconds": seconds if isinstance(seconds, int | float) and math.isfinite(seconds) else None,
+        "seconds": seconds if seconds is not None and math.isfinite(seconds) else None,
         **_steps(directory, record),
         "test_accuracy": record.get("test_accuracy"),
         "log": log_of(directory) if state == FAILED else None,
         "resumed": resumptions(record),
+        "watched": "watched" in record,
     }
 
 
@@ -135,8 +136,8 @@ def _taken(record: dict[str, Any]) -> float | None:
     resumed = record.get("resumed")
     last = resumed[-1] if isinstance(resumed, list) and resumed and isinstance(resumed[-1], dict) else {}
     since = _since(str(last.get("at") or record.get("started") or ""))
-    earlier = last.get("seconds", 0.0)
-    return None if since is None or not isinstance(earlier, int | float) else since + earlier
+    earlier = as_number(last.get("seconds", 0.0))
+    return None if since is None or earlier is None else since + earlier
 
 
 def _steps(directory: Path, record: dict[str, Any]) -> dict[str, Any]:

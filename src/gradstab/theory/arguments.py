@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -33,7 +33,7 @@ def check_network(
     c0: float = 0.0,
 ) -> None:
     """Raises ValueError for what no network can have, :class:`NoTheory` for layer norm over one or two numbers."""
-    if isinstance(cast(object, widths), str) or not isinstance(widths, Iterable):
+    if isinstance(cast(object, widths), str) or not isinstance(widths, Collection):
         raise ValueError(f"widths={widths!r}: has to be a list of whole numbers of at least 1")
     if not all(_is_count(width) for width in widths):
         raise ValueError(f"widths={list(widths)}: have to be whole numbers of at least 1")

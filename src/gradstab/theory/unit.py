@@ -155,7 +155,5 @@ def build_unit(act: Activation, norm: str, position: str | None, batch_size: int
                 "gradient passes, and no formula for their ratio at a finite batch size is known"
             )
         return BatchNormBefore(batch_norm_moments(act, batch_size), dropout)
-    if norm not in ("none", "layer"):
-        raise ValueError(f"norm={norm}: allowed: none, batch, layer")
     plain: Unit = Plain(act) if norm == "none" else LayerNormAfter(act) if after else LayerNormBefore(act)
     return Dropped(plain, dropout) if dropout else plain

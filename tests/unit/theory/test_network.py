@@ -351,6 +351,7 @@ def test_few_lengths_predict_what_many_do(monkeypatch: pytest.MonkeyPatch, depth
         ({"widths": ["a", 3, 4]}, ValueError, "whole numbers"),
         ({"widths": "abc"}, ValueError, "widths='abc': has to be a list of whole numbers"),
         ({"widths": None}, ValueError, "widths=None: has to be a list"),
+        ({"widths": iter([8, 8, 8, 2])}, ValueError, "has to be a list of whole numbers"),
         ({"widths": 7}, ValueError, "widths=7: has to be a list"),
         ({"dropout": "a"}, ValueError, "dropout='a': has to be a number"),
         ({"c0": None}, ValueError, "c0=None: has to be a number"),
