@@ -58,14 +58,17 @@ def _section(group: str) -> str:
         sizes = {name: f" With -m: a sweep of {size} runs." for name, size in studies().items()}
         return "\n".join([group, *(_entry(name, text + sizes.get(name, "")) for name, text in experiments().items())])
     if group == "probe":
-        return "\n".join(
-            [group, _entry("gradstab probe", " ".join((ProbeKnobs.__doc__ or "").split())), *_knobs(group, ProbeKnobs)]
-        )
+        return "\n".join([group, _entry("gradstab probe", _told(ProbeKnobs)), *_knobs(group, ProbeKnobs)])
     lines = [group]
     for name, cls in OPTIONS[group].items():
-        lines.append(_entry(name, " ".join((cls.__doc__ or "").split())))
+        lines.append(_entry(name, _told(cls)))
         lines += _knobs(group, cls)
     return "\n".join(lines)
+
+
+def _told(cls: type) -> str:
+    """A class's docstring as people read it: one paragraph, without marks of markup."""
+    return " ".join((cls.__doc__ or "").replace("``", "").split())
 
 
 def _knobs(group: str, cls: type[Option] | type[ProbeKnobs]) -> list[str]:
