@@ -25,8 +25,8 @@ from gradstab.measure.diagnosis import Judge
 from gradstab.measure.quantities import as_tensor
 from gradstab.models.lenet5_1998 import lenet5_1998
 from gradstab.monitor.gradients import WatchedNorms
+from gradstab.monitor.judged_writer import JudgedWriter
 from gradstab.monitor.layers import find_layers
-from gradstab.monitor.ledger import Ledger
 from gradstab.monitor.tensors import batch_size
 from gradstab.run_directory import read_run
 
@@ -396,7 +396,7 @@ def test_repeated_events_are_written_as_the_event_writer_writes_them(tmp_path: P
     for name in ("ledger", "writer"):
         (tmp_path / name).mkdir()
         judge = Judge(tags, 2, Thresholds())
-        writer = Ledger(tmp_path / name, tags, judge, depth=[0, 1], scaled=False) if name == "ledger" else None
+        writer = JudgedWriter(tmp_path / name, tags, judge, depth=[0, 1], scaled=False) if name == "ledger" else None
         writer = writer or EventWriter(tmp_path / name, tags)
         for step, (scalars, vectors) in enumerate(steps):
             writer.write(step, scalars, vectors, wall_time=step + 0.5)

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gradstab.cli import optimizing
 from gradstab.cli.cells import MOST_CELLS, CombinationError, as_typed, count_of, quick, sweep_params, swept
-from gradstab.cli.session import Session
+from gradstab.cli.sweep_session import SweepSession
 from gradstab.config import Config, from_hydra, to_container, translate
 from gradstab.config.sweep_options import SweepKnobs, objective
 from gradstab.console.sweep import SweepView
@@ -39,13 +39,13 @@ _PLUGINS = "hydra_plugins.gradstab"
 
 
 # What Hydra makes an instance of finds its command here.
-_session = Session()
+_session = SweepSession()
 
 
-def begin(knobs: SweepKnobs) -> Session:
+def begin(knobs: SweepKnobs) -> SweepSession:
     """Make Hydra know the sweepers and the launcher, and start with no cells."""
     global _session
-    _session = Session(knobs)
+    _session = SweepSession(knobs)
     _register(Grid, SweepLauncher, optimizing.OptunaSweeper)
     # Plugins of Hydra's own, where installed, stand under the same names, and Hydra would hold our files to their keys.
     hydra = ConfigStore.instance().repo.get("hydra", {})

@@ -92,8 +92,8 @@ def _sweep(words: list[str], own: Sequence[str]) -> int:
             raise ConfigError(f"{word}: keeps no ledger; {one_of(LAUNCHERS, name)}")
 
     from gradstab.cli.cells import tolerated
-    from gradstab.cli.session import conduct, default_folder
     from gradstab.cli.sweep import begin
+    from gradstab.cli.sweep_session import conduct, default_folder
 
     folder = default_folder(words)
     # A run's own config.yaml has no such key, hence the plus signs.

@@ -24,7 +24,7 @@ from gradstab.measure.symmetry import identical_units
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor.chains import watched_step_scale
 from gradstab.monitor.gradients import WatchedNorms
-from gradstab.monitor.ledger import Ledger
+from gradstab.monitor.judged_writer import JudgedWriter
 from gradstab.monitor.notes import NOT_IN_SERIES, SCALED
 from gradstab.monitor.record import closing_record, opening_record
 from gradstab.monitor.rows import Row
@@ -60,7 +60,7 @@ class Book:
         self._evaluation: tuple[float, float | None] | None = None
         self._record = opening_record(model, chance_loss) | {"thresholds": thresholds.knobs}
         self._trouble = ""
-        self._opened: tuple[Recorder, Ledger, Judge] | None = None
+        self._opened: tuple[Recorder, JudgedWriter, Judge] | None = None
         self._pictures: Pictures | None = None
 
     def check_open(self) -> None:
@@ -132,16 +132,16 @@ class Book:
         self._record["theory"].pop("step_scale", None)
         self.write_opening(norms)
         if self._opened is not None:
-            _, ledger, judge = self._opened
-            ledger.depth = norms.depth
+            _, writer, judge = self._opened
+            writer.depth = norms.depth
             judge.arrange(len(norms.hidden), self._record["trunk_layers"])
             judge.forget("large_steps", "deep_steps")
 
     def add(self, record: StepRecord, post: Norms | None, unknown: Sequence[str], norms: WatchedNorms) -> None:
         """Record one step. ``post`` are the norms after clipping where it was seen, ``unknown`` tags to leave out."""
-        recorder, ledger, _ = self._open(norms)
-        if ledger.divided >= DIVIDED:
-            self.complain(SCALED, stacklevel=6, factor=ledger.factor)
+        recorder, writer, _ = self._open(norms)
+        if writer.divided >= DIVIDED:
+            self.complain(SCALED, stacklevel=6, factor=writer.factor)
         if post is not None and not self._clips:
             # Steps cross to the host together only where all have the same values.
             with self._writing():
@@ -150,7 +150,7 @@ class Book:
         if self._clips:
             record.post_norms = record.norms if post is None else post
         if unknown:
-            ledger.leave_out(record.step, *unknown)
+            writer.leave_out(record.step, *unknown)
         recorder.add(record)
         if recorder.due:
             with self._writing():
@@ -173,33 +173,33 @@ class Book:
                 self._opened[0].flush()
         if row is None and not (self._opened and self._opened[0].recorded_steps):
             raise GradstabError(f"{self.directory}: no step was recorded yet; call step(loss) after backward()")
-        _, ledger, judge = self._open(norms)
+        _, writer, judge = self._open(norms)
         if row is None:
             return judge.verdict()
-        ledger = ledger.rehearsal()
-        ledger.leave_out(row.record.step, *row.unknown)
-        trial = Recorder(norms, ledger, skip_non_finite=True)
+        writer = writer.rehearsal()
+        writer.leave_out(row.record.step, *row.unknown)
+        trial = Recorder(norms, writer, skip_non_finite=True)
         trial.add(row.record)
         trial.flush()
-        return ledger.judge.verdict()
+        return writer.judge.verdict()
 
     def close(self, status: str, reason: str, norms: WatchedNorms) -> int:
         """Write what is left, the verdict and run.json; returns how many steps were recorded."""
-        recorder, ledger, judge = self._open(norms)
+        recorder, writer, judge = self._open(norms)
         with contextlib.ExitStack() as stack:
             stack.callback(self._give_back)
             stack.enter_context(self._writing())
-            stack.enter_context(contextlib.closing(ledger))
+            stack.enter_context(contextlib.closing(writer))
             self.closed = True
             recorder.flush()
-            if not ledger.in_place:
+            if not writer.in_place:
                 # What is there by now is another run's.
                 warnings.warn(f"watch: {self.directory} was removed or replaced; its record is not ended", stacklevel=4)
                 return recorder.recorded_steps
             if self._trouble and status == "completed":
                 status, reason = "failed", self._trouble
             self._draw(recorder.recorded_steps)
-            record = self._record | closing_record(recorder, ledger, status, reason)
+            record = self._record | closing_record(recorder, writer, status, reason)
             record["seconds"] = time.perf_counter() - self._started
             if self._evaluation is not None:
                 record["test_loss"], record["test_accuracy"] = self._evaluation
@@ -227,7 +227,7 @@ class Book:
             self._trouble = f"{self.directory}: cannot be written to ({error.strerror or error})"
             raise GradstabError(self._trouble) from error
 
-    def _open(self, norms: WatchedNorms) -> tuple[Recorder, Ledger, Judge]:
+    def _open(self, norms: WatchedNorms) -> tuple[Recorder, JudgedWriter, Judge]:
         if self._opened is None:
             chance = self._record["chance_loss"]
             judge = Judge(
@@ -240,11 +240,11 @@ class Book:
                 depth_layers=self._record["trunk_layers"],
             )
             with self._writing():
-                ledger = Ledger(self.directory, norms.tags, judge, depth=norms.depth, scaled=self._scaled)
-                ledger.write_summary(dashboard.layout())
-            self._pictures = Pictures(ledger, norms.tags, None, after=math.inf)
-            recorder = Recorder(norms, ledger, skip_non_finite=True, observers=[self._pictures])
-            self._opened = recorder, ledger, judge
+                writer = JudgedWriter(self.directory, norms.tags, judge, depth=norms.depth, scaled=self._scaled)
+                writer.write_summary(dashboard.layout())
+            self._pictures = Pictures(writer, norms.tags, None, after=math.inf)
+            recorder = Recorder(norms, writer, skip_non_finite=True, observers=[self._pictures])
+            self._opened = recorder, writer, judge
             for evaluation in self._evaluations:
                 self._opened[0].write_evaluation(*evaluation)
         return self._opened

@@ -16,7 +16,6 @@ from typing import Self
 
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.monitor.book import Book
-from gradstab.monitor.rows import ending
 
 # How many forks this process has come from: it is asked at every step, and the system's own number costs more.
 _forks = 0
@@ -37,6 +36,17 @@ def check_ending(status: str) -> None:
     """Raises :class:`ConfigError` for what no run's status can be."""
     if status not in ENDINGS:
         raise ConfigError(f"status={status!r}: has to be one of {', '.join(ENDINGS)}")
+
+
+def ending(error: BaseException | None) -> tuple[str, str]:
+    """The status and the reason of a run that ended with this error, or with none."""
+    if error is None:
+        return "completed", ""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "interrupted from the keyboard"
+    if isinstance(error, SystemExit) and not error.code:
+        return "interrupted", "the program ended"
+    return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 class Closing(ABC):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,7 +14,6 @@ from torch.optim import Optimizer
 from gradstab.errors import ConfigError
 from gradstab.monitor.layers import WatchedLayer
 from gradstab.monitor.looking import Looker
-from gradstab.monitor.rows import holds
 
 # So many steps without an update by any of them, and another optimizer is likely to be at work.
 IDLE_STEPS = 3
@@ -156,3 +157,13 @@ def checked(optimizer: Any) -> Optimizer:
             "allowed: the optimizer inside it, or none"
         )
     return found
+
+
+def holds(optimizers: Sequence[Optimizer], one: Optimizer) -> bool:
+    """Whether this very optimizer is among them."""
+    return any(map(operator.is_, optimizers, itertools.repeat(one)))
+
+
+def learning_rate(optimizers: Sequence[Optimizer]) -> float | None:
+    """The first one's learning rate; None where there is none."""
+    return float(optimizers[0].param_groups[0]["lr"]) if optimizers and "lr" in optimizers[0].param_groups[0] else None

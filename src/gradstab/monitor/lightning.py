@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
 from gradstab.measure.verdict import Verdict
+from gradstab.monitor.attached import Attached, MissingLibraryError
+from gradstab.monitor.closing import ending
 from gradstab.monitor.following import inside
 from gradstab.monitor.gradients import scale_of
 from gradstab.monitor.monitor import Monitor
-from gradstab.monitor.options import Attached, MissingLibraryError
-from gradstab.monitor.rows import ending
 
 # One project under two names, whose classes differ: the trainer's own is the one that is loaded already.
 try:

@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 from gradstab.measure.quantities import as_tensor
 from gradstab.measure.verdict import Verdict
 from gradstab.monitor import gradients, looking, notes
+from gradstab.monitor.arguments import as_number, as_rate, as_scalar, as_share
 from gradstab.monitor.book import Book
 from gradstab.monitor.closing import Closing, check_ending
-from gradstab.monitor.following import Followed, checked, coupled_decay
+from gradstab.monitor.following import Followed, checked, coupled_decay, holds, learning_rate
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import WatchedLayer
 from gradstab.monitor.looking import Looker
-from gradstab.monitor.rows import Row, as_number, as_rate, as_scalar, as_share, holds, learning_rate
+from gradstab.monitor.rows import Row
 from gradstab.monitor.series import in_order
 from gradstab.monitor.settings import RENEWED, Settings
 from gradstab.monitor.signals import Signals
@@ -124,10 +125,7 @@ class Monitor(Closing):
         self._book.evaluated(self._step, *figures)
 
     def verdict(self) -> Verdict:
-        """What is wrong with the run so far, with its evidence; looks at all steps up to now.
-
-        Raises :class:`GradstabError` before the first step.
-        """
+        """What is wrong, and the evidence, as far as all steps so far tell; :class:`GradstabError` before the first."""
         self.check_process()
         return self._book.verdict(self._norms, self._unsettled())
 

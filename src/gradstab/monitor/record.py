@@ -10,7 +10,7 @@ from torch import nn
 
 from gradstab import reproducibility
 from gradstab.measure.recorder import Recorder
-from gradstab.monitor.ledger import Ledger
+from gradstab.monitor.judged_writer import JudgedWriter
 
 
 def opening_record(model: nn.Module, chance_loss: float | None) -> dict[str, Any]:
@@ -37,19 +37,19 @@ def opening_record(model: nn.Module, chance_loss: float | None) -> dict[str, Any
     }
 
 
-def closing_record(recorder: Recorder, ledger: Ledger, status: str, reason: str) -> dict[str, Any]:
+def closing_record(recorder: Recorder, writer: JudgedWriter, status: str, reason: str) -> dict[str, Any]:
     """What run.json says besides once the run has ended."""
-    latest, depth, broken = recorder.latest, ledger.latest_depth, ledger.non_finite
-    if status == "completed" and broken is not None and ledger.ends_broken:
+    latest, depth, broken = recorder.latest, writer.latest_depth, writer.non_finite
+    if status == "completed" and broken is not None and writer.ends_broken:
         status, reason = "diverged", f"non-finite {broken['quantity']} since step {broken['step']}"
     norms = latest.layer_grad_norms
     record: dict[str, Any] = {
         "status": status,
         "reason": reason,
         "steps": recorder.recorded_steps,
-        "skipped_steps": ledger.skipped_steps,
+        "skipped_steps": writer.skipped_steps,
         "clipped_steps": recorder.clipped_steps,
-        "train_loss": ledger.latest_loss,
+        "train_loss": writer.latest_loss,
         "test_loss": None,
         "test_accuracy": None,
         "best_test_accuracy": None,

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
 from gradstab.measure.verdict import Verdict
+from gradstab.monitor.attached import Attached, MissingLibraryError
 from gradstab.monitor.gradients import scale_of
 from gradstab.monitor.layers import unwrapped
 from gradstab.monitor.monitor import Monitor
-from gradstab.monitor.options import Attached, MissingLibraryError
 
 try:
     from transformers import TrainerCallback

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch.optim import Optimizer
 
-from gradstab.monitor.rows import holds
+from gradstab.monitor.following import holds
 from gradstab.monitor.settings import RENEWED
 
 # So many steps in a row are measured at most, in waiting for an optimizer's turn.

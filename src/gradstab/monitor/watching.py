@@ -14,12 +14,13 @@ from torch.optim import Optimizer
 from gradstab.config.compose import read_knobs
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError
+from gradstab.monitor.arguments import as_number
+from gradstab.monitor.closing import ending
 from gradstab.monitor.following import checked
 from gradstab.monitor.gradients import enabled
 from gradstab.monitor.layers import find_layers, unwrapped
 from gradstab.monitor.monitor import Monitor
 from gradstab.monitor.place import make_directory
-from gradstab.monitor.rows import as_number, ending
 from gradstab.monitor.settings import Settings
 from gradstab.monitor.signals import Conventions
 

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from gradstab.report import layers as names
+from gradstab.report import layer_names as names
 from gradstab.report import style
 from gradstab.report.digest import FINITE, INFINITE, NOT_A_NUMBER, ZERO, Array, Heatmap
 from gradstab.report.profiles import Profiles

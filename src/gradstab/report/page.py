@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gradstab import __version__
-from gradstab.report import curves, figures, layers, multiples, style, table
+from gradstab.report import curves, figures, layer_names, multiples, style, table
 from gradstab.report.digest import FINITE, Digest
 from gradstab.report.runs import Run
 from gradstab.wording import printable
@@ -47,7 +47,7 @@ class Section:
     facts: list[tuple[str, str]] = field(default_factory=list)
     figures: list[Drawing] = field(default_factory=list)
     small: Markup = field(default_factory=Markup)
-    layers: tuple[layers.Listed, ...] = ()
+    layers: tuple[layer_names.Listed, ...] = ()
 
 
 def drawings(data: Digest, run: Run) -> Iterable[Drawing]:
@@ -114,7 +114,7 @@ def section(run: Run, data: Digest, index: int, keys: Sequence[str], *, detailed
         table.headline(run),
         reason,
         caption or run.name,
-        layers=layers.listed(run.layers, _silent(data)),
+        layers=layer_names.listed(run.layers, _silent(data)),
     )
     made.facts = table.facts(run, data.line)
     if detailed:
@@ -155,9 +155,9 @@ def _summary(sections: Sequence[Section]) -> str:
     )
 
 
-def _lists(sections: Sequence[Section]) -> tuple[list[tuple[str, tuple[layers.Listed, ...]]], int]:
+def _lists(sections: Sequence[Section]) -> tuple[list[tuple[str, tuple[layer_names.Listed, ...]]], int]:
     """Each list of layers once, with the runs that have it, and how many more of them there are."""
-    owners: dict[tuple[layers.Listed, ...], list[str]] = {}
+    owners: dict[tuple[layer_names.Listed, ...], list[str]] = {}
     for made in sections:
         if made.layers:
             owners.setdefault(made.layers, []).append(made.row.name)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from gradstab.events import EventWriter, Records, Series, layer_tags
 from gradstab.measure.depth import depth_factor
-from gradstab.report import figures, layers, multiples, page, table
+from gradstab.report import figures, layer_names, multiples, page, table
 from gradstab.report.digest import Digest, digest, heatmap
 from gradstab.report.history import History, Pictures
 from gradstab.report.runs import Run
@@ -32,7 +32,7 @@ BERT = layer_tags([f"bert.encoder.layer.{block}.{part}" for block in (0, 1) for 
 @pytest.mark.parametrize("tags", [GPT, BERT, layer_tags(["projection_of_the_queries", "projection_of_the_values"])])
 @pytest.mark.parametrize("room", [16, 17, 22])
 def test_shortened_names_are_unlike_without_their_numbers(tags: list[str], room: int) -> None:
-    short = layers.shortened(tags, room)
+    short = layer_names.shortened(tags, room)
     assert all(len(text) <= room for text in short)
     assert len({text.partition("_")[2] for text in short}) == len(tags)
     for text, tag in zip(short, tags, strict=True):
@@ -59,12 +59,12 @@ def test_shortened_names_are_unlike_without_their_numbers(tags: list[str], room:
     ],
 )
 def test_names_are_shortened_where_they_tell_least(tags: list[str], room: int, expected: list[str]) -> None:
-    assert layers.shortened(tags, room) == expected
+    assert layer_names.shortened(tags, room) == expected
 
 
 def test_the_list_has_every_layers_index_and_full_name() -> None:
     tags = ["00_stem", "01_hidden", "02_hidden", "03_hidden", "7_odd", "no number"]
-    lines = [(line.index, line.name, line.note) for line in layers.listed(tags, [3])]
+    lines = [(line.index, line.name, line.note) for line in layer_names.listed(tags, [3])]
     assert lines == [
         ("0", "stem", ""),
         ("1–2", "hidden", ""),
@@ -72,7 +72,7 @@ def test_the_list_has_every_layers_index_and_full_name() -> None:
         ("4", "7_odd", ""),
         ("5", "no number", ""),
     ]
-    assert layers.listed([]) == ()
+    assert layer_names.listed([]) == ()
 
 
 def _run(values: np.ndarray, grads: np.ndarray, losses: list[float], tags: list[str], name: str = "run") -> Run:

@@ -20,7 +20,7 @@ SKIPPED = "amp/skipped"
 LEAST_SCALE = 64
 
 
-class Ledger(EventWriter):
+class JudgedWriter(EventWriter):
     """The event file of a watched run, and the judge, which is told the same.
 
     ``depth`` are the positions of the layers that a depth factor is taken over. What is not known of a step
@@ -46,7 +46,7 @@ class Ledger(EventWriter):
         self._unknown: dict[int, set[str]] = {}
         self._rehearses = False
 
-    def rehearsal(self) -> Ledger:
+    def rehearsal(self) -> JudgedWriter:
         """A ledger whose judge knows all that this one's does, and which writes nothing."""
         twin = copy.copy(self)
         twin.judge, twin._unknown, twin._rehearses = copy.deepcopy(self.judge), {}, True

@@ -32,7 +32,7 @@ _MOST_DAMAGED = 3
 
 
 @dataclass
-class Session:
+class SweepSession:
     """A command's sweep; ``sweep`` and ``view`` are None until the first cells are known, of ``expected`` ones."""
 
     knobs: SweepKnobs = field(default_factory=SweepKnobs)
@@ -48,7 +48,7 @@ def default_folder(words: Sequence[str]) -> str:
     return f"{SWEEPS}/{sweep_folder([word for word in kept if not word.lstrip('+').startswith(_BESIDE_THE_SWEEP)])}"
 
 
-def conduct(session: Session, go: Callable[[], None]) -> int:
+def conduct(session: SweepSession, go: Callable[[], None]) -> int:
     """Run the sweep by ``go``, then show what came of it; returns the exit code."""
     ended = None
     try:
@@ -77,7 +77,7 @@ def _write(sweep: Sweep) -> list[results.Row]:
     return [row for row in rows if row.entry.key in sweep.keys]
 
 
-def _conclude(session: Session, ended: GradstabError | None) -> int:
+def _conclude(session: SweepSession, ended: GradstabError | None) -> int:
     """The tables, where they are, and what failed."""
     assert session.sweep is not None
     assert session.view is not None
