@@ -23,7 +23,8 @@ from gradstab import reproducibility
 from gradstab.assembly import build
 from gradstab.config import Config, from_hydra, register_schema
 from gradstab.data import Dataset, batches, load_data
-from gradstab.expectation import Inputs, expect, inputs_of, window_correlations
+from gradstab.expectation import expect, window_correlations
+from gradstab.inputs import Inputs, inputs_of
 from gradstab.theory.prediction import fit_depth_factor
 
 
@@ -113,7 +114,7 @@ def cases(width: int, batch_norm_width: int) -> Iterator[Case]:
     digits = f"data=digits batch_size=32 model.width={width} model.depth=10"
     yield Case("digits", f"act=tanh init=xavier_normal {digits}", 0.01)
     yield Case("digits", f"act=relu init=kaiming_normal {digits}", 0.01)
-    yield Case("digits, batch norm", f"act=relu init=kaiming_normal model.norm=batch {digits}", None)
+    yield Case("digits, batch norm", f"act=relu init=kaiming_normal model.norm=batch {digits}", 0.01)
     for pooling, act in (("max", "relu"), ("avg", "tanh")):
         yield Case("LeNet-5, digits", f"model=lenet5 act={act} model.pooling={pooling} batch_size=64", None)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from gradstab.config import Config
 from gradstab.config.optimizer_options import ADAPTIVE
-from gradstab.expectation import Inputs, inputs_of, theory_record, window_correlations
+from gradstab.expectation import theory_record, window_correlations
+from gradstab.inputs import Inputs, inputs_of
 from gradstab.losses import chance_loss, least_loss
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.symmetry import identical_units

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gradstab.config import Config
 from gradstab.config.training_options import PROJECTING
+from gradstab.inputs import Inputs
 from gradstab.step_scale import coupled_decay, step_scale
 from gradstab.theory import (
+    Batch,
     NoTheory,
     Prediction,
     activation,
@@ -27,58 +26,10 @@ from gradstab.theory import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradstab.data import Dataset
     from gradstab.models.blocks import Model
 
-Array = NDArray[np.float64]
-
-MAX_SAMPLES = 256
 # Batch norm's theory is 7 % off for samples of 10 normal numbers, 12 % for 6, and many times for one.
 _FEW = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What theory needs of a data set.
-
-    ``q0`` holds ‖x‖²/N_0 of some training samples, [samples]; ``c0`` is the mean of ⟨x, x'⟩/N_0 over pairs of them,
-    over the mean of ``q0``. ``n_in`` numbers make up a sample of shape ``in_shape``; a network has ``n_out`` outputs.
-    ``lenet_q0`` is the mean square of what LeNet-5's first kernels see, padding included; None where it takes no such
-    samples.
-    """
-
-    q0: Array
-    c0: float
-    n_in: int
-    n_out: int
-    in_shape: tuple[int, ...]
-    lenet_q0: float | None = None
-
-
-def inputs_of(dataset: Dataset) -> Inputs:
-    """Measure up to 256 training samples, evenly spaced; works on any device and precision."""
-    samples = dataset.train.inputs
-    chosen = np.linspace(0, len(samples) - 1, min(len(samples), MAX_SAMPLES)).astype(np.int64).tolist()
-    images = samples[chosen].detach().cpu().double()
-    x: Array = images.numpy().reshape(len(chosen), -1)
-    n = x.shape[1]
-    q0 = np.square(x).sum(axis=1) / n
-    c0 = 0.0
-    if len(x) > 1 and q0.any():
-        products = (np.square(x.sum(axis=0)).sum() / n - q0.sum()) / (len(x) * (len(x) - 1))
-        c0 = float(products / q0.mean())
-    return Inputs(q0, c0, n, dataset.out_features, dataset.in_shape, _seen_by_lenet(images))
-
-
-def _seen_by_lenet(images: Tensor) -> float | None:
-    """The mean square over all positions of a 5×5 kernel; pixels at the border count less often."""
-    shape = images.shape[1:]
-    if len(shape) != 3 or shape[1] != shape[2] or shape[1] > 32:
-        return None
-    from gradstab.models.lenet5 import to_lenet_input
-
-    squares: Array = to_lenet_input(images).square().mean(dim=(0, 1)).numpy()
-    return float(np.lib.stride_tricks.sliding_window_view(squares, (5, 5)).mean())
 
 
 def window_correlations(model: Model, inputs: Tensor) -> tuple[float, float]:
@@ -131,11 +82,18 @@ def expect(config: Config, inputs: Inputs, correlations: tuple[float, float] | N
                 f"norm=batch: samples of {inputs.n_in} numbers span too few of a batch's directions, for theory takes "
                 "all pairs of samples as equally correlated"
             )
+        batches = _batches(config, inputs)
         shared = {key: knobs[key] for key in ("norm", "norm_position", "dropout", "residual", "bias")}
         found = predict(
-            **common, **shared, widths=_widths(config, inputs), q0=inputs.q0, c0=inputs.c0, batch_size=config.batch
+            **common,
+            **shared,
+            widths=_widths(config, inputs),
+            q0=inputs.q0,
+            c0=inputs.c0,
+            batch_size=config.batch,
+            batches=batches,
         )
-        return replace(found, notes=(*found.notes, *_notes_on_loss(config)))
+        return replace(found, notes=(*found.notes, *_notes_on_loss(config, bool(batches))))
     if config.model.name != "lenet5":
         raise NoTheory(
             f"model={config.model.name}: its maps are only partly connected and pass two activations a layer"
@@ -151,19 +109,25 @@ def expect(config: Config, inputs: Inputs, correlations: tuple[float, float] | N
         in_channels=inputs.in_shape[0],
         out_features=inputs.n_out,
     )
-    return replace(found, notes=(*found.notes, *_notes_on_loss(config)))
+    return replace(found, notes=(*found.notes, *_notes_on_loss(config, False)))
 
 
-def _notes_on_loss(config: Config) -> Iterator[str]:
-    """What is taken for granted of the gradient at the outputs."""
+def _batches(config: Config, inputs: Inputs) -> list[Batch]:
+    if config.model.knobs["norm"] != "batch":
+        return []
+    # Before training all classes are about as likely, and the outputs are about 0.
+    return inputs.batches(config.batch, 1 / inputs.n_out if config.loss.name == "cross_entropy" else 0.0)
+
+
+def _notes_on_loss(config: Config, shown: bool) -> Iterator[str]:
+    """What is taken for granted of the gradient at the outputs, of which batch norm was ``shown`` what classes do."""
     if mse := config.loss.name == "mse":
         yield (
             "loss=mse: gradients at the outputs are taken as of one size, and as independent of the weights below; "
             "where inputs differ much in length (data=line), predictions of 5 layers were 3% too small to 6% too large"
         )
-    if config.model.name == "deep_mlp" and config.model.knobs["norm"] == "batch":
-        size = "" if mse else ", mostly by a few percent"
-        yield f"norm=batch: what gradients at the outputs have in common is lost, and all δ are smaller for it{size}"
+    if config.model.name == "deep_mlp" and config.model.knobs["norm"] == "batch" and (mse or not shown):
+        yield "norm=batch: what gradients at the outputs have in common is lost, and all δ are smaller for it"
 
 
 def theory_record(config: Config, inputs: Inputs, correlations: tuple[float, float] | None = None) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from gradstab.data import load_data
 from gradstab.draws import Step, draw
 from gradstab.encoding import Vector
 from gradstab.examination import Examination
-from gradstab.expectation import expect, inputs_of
+from gradstab.expectation import expect
+from gradstab.inputs import inputs_of
 from gradstab.jacobians import Jacobians
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.diagnosis import Judge

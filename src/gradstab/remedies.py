@@ -10,7 +10,8 @@ from gradstab.candidates import Expected, candidates
 from gradstab.config import Config, from_hydra, to_container
 from gradstab.config.registry import Option
 from gradstab.errors import ConfigError
-from gradstab.expectation import Inputs, expect, signal_share
+from gradstab.expectation import expect, signal_share
+from gradstab.inputs import Inputs
 from gradstab.measure.verdict import HEALTHY, Remedy, Verdict
 from gradstab.theory import NoTheory
 

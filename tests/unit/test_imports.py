@@ -55,7 +55,7 @@ LAYERS = [
         "dashboard",
         "catalogue",
     },
-    {"evaluation", "measure.probe", "expectation", "asymptotics", "jacobians"},
+    {"evaluation", "measure.probe", "inputs", "expectation", "asymptotics", "jacobians"},
     {"paths", "candidates", "remedies"},
     {"measure.recorder"},
     {"parts", "progress"},

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gradstab.data import load_data
-from gradstab.expectation import Inputs, expect, inputs_of, signal_share
+from gradstab.expectation import expect, signal_share
+from gradstab.inputs import Inputs, inputs_of
 from gradstab.measure.verdict import Finding, Remedy, Verdict
 from gradstab.remedies import remedies_for
 from gradstab.theory import predict

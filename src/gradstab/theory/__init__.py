@@ -4,6 +4,8 @@ Nothing in this package imports torch.
 """
 
 from gradstab.theory.activations import Activation, activation
+from gradstab.theory.batches import SIZE as BATCH
+from gradstab.theory.batches import Batch
 from gradstab.theory.batchnorm import batch_norm_rate, layer_norm_rate
 from gradstab.theory.critical import (
     CriticalPoint,
@@ -24,7 +26,9 @@ from gradstab.theory.signal import signal_shares
 from gradstab.theory.statistics import activation_statistics
 
 __all__ = [
+    "BATCH",
     "Activation",
+    "Batch",
     "CriticalPoint",
     "DepthScales",
     "FixedPoint",

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from gradstab.theory.activations import Activation, Array, activation
 from gradstab.theory.amplification import notes_on_width
 from gradstab.theory.arguments import check_network, checked_knobs, lengths_of
+from gradstab.theory.batches import FOLLOWED, Batch, corrections
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble, passed_on
 from gradstab.theory.quadrature import gaussian_expectation
@@ -46,13 +47,16 @@ def predict(
     bias: bool = True,
     batch_size: int | None = None,
     c0: float = 0.0,
+    batches: Sequence[Batch] = (),
 ) -> Prediction:
     """Lengths, slopes and gradient norms of a deep_mlp at initialisation, in training mode.
 
     The names are those of gradstab's config; ``widths`` lists all of them, inputs and outputs included. ``q0`` is
     the inputs' mean square ‖x‖²/N_0, or an array of one for each sample: then the squared gradient norms are
     averaged over samples, of which the means over equal parts stand for many (32 up to 50 layers, fewer in deeper
-    ones). ``batch_size`` (None: infinite) and ``c0``, two inputs' mean ⟨x, x'⟩/N_0 over q0, matter to BatchNorm alone.
+    ones). ``batch_size`` (None: infinite) and ``c0``, two inputs' mean ⟨x, x'⟩/N_0 over q0, matter to BatchNorm alone,
+    which takes all samples as equally correlated and alike in length, but for what it is shown of the data in
+    ``batches`` (:mod:`gradstab.theory.batches`).
 
     q^1 = σ_w² q0 + σ_b²; q^{l+1} = [q^l] + s² (σ_w² forward(q^l) + σ_b²);
     E‖δ^l‖² = ([1] + s² σ_w² backward(q^l)) E‖δ^{l+1}‖². What is in brackets is a residual block's stream, on which δ
@@ -88,12 +92,13 @@ def predict(
         narrowest = min(widths[1:-1])
         notes = (
             *_notes(norm, init, scale, float(argument.min()), batch_size, narrowest),
+            *_note_on_alike(norm, bool(batches), depth),
             *_note_on_few(narrowest, dropout),
             *_note_on_flat(phi, float(q.max()) if norm == "none" else 0.0, narrowest * (1 - dropout)),
         )
         backward = _once(unit.backward, argument)
         if isinstance(unit, BatchNormBefore):
-            backward = _through_batches(unit, argument, known, blocks, scale)
+            backward = _through_batches(phi, unit, batches, argument, known, blocks, scale)
         slope, seen = _once(unit.forward_slope, q), unit.phi_variance(q)
         found = assemble(known, q, slope, backward, blocks, scale, phi_variance=seen, notes=notes)
         if norm == "batch" or init == "lsuv":  # Both take every layer's length as it turns out.
@@ -133,11 +138,18 @@ def _batch_variances(
 
 
 def _through_batches(
-    unit: BatchNormBefore, variance: Array, known: Sequence[Variances], blocks: int, scale: float
+    phi: Activation,
+    unit: BatchNormBefore,
+    batches: Sequence[Batch],
+    variance: Array,
+    known: Sequence[Variances],
+    blocks: int,
+    scale: float,
 ) -> Array:
     """Each unit's factor on the squared gradient norm, from the outputs down, in the shape of ``variance``.
 
-    At the outputs samples' gradients are independent; what comes through a unit adds up to 0 over the batch.
+    At the outputs samples' gradients are independent; what comes through a unit adds up to 0 over the batch. What sets
+    ``batches`` apart from equally correlated samples comes on top.
     """
     own, cross = (part.ravel() for part in unit.parts(variance))
     factors, share = np.empty_like(own), 0.0
@@ -146,7 +158,19 @@ def _through_batches(
         branch = factors[layer] * known[layer + 1].sigma_w2 * (scale**2 if layer < blocks else 1.0)
         through = branch / (1 + branch) if layer < blocks and branch < math.inf else 1.0
         share = (1 - through) * share - through
+    factors *= corrections(phi, batches, known, variance.item(0), blocks, scale, unit.rate, EPS)
     return factors.reshape(variance.shape)
+
+
+def _note_on_alike(norm: str, shown: bool, depth: int) -> Iterator[str]:
+    """A line where batch norm's samples are taken for more alike than those of data are."""
+    if norm == "batch" and not shown:
+        yield "norm=batch: inputs are taken as equally long and correlated, as real data are only some layers up"
+    elif norm == "batch" and depth > FOLLOWED:
+        yield (
+            f"norm=batch: from layer {FOLLOWED} on, samples are taken as equally correlated, "
+            "and gradients as independent of their classes"
+        )
 
 
 def _note_on_few(narrowest: int, dropout: float) -> Iterator[str]:
@@ -187,7 +211,6 @@ def _notes(
     if scale == 0:
         yield "residual=rezero: branches start at 0, so the gradient passes unchanged"
     if norm == "batch":
-        yield "norm=batch: inputs are taken as equally long and correlated, as real data are only some layers up"
         if batch_size is not None and narrowest < _WIDE * batch_size:
             yield (
                 f"norm=batch: layers are taken as much wider than batches of {batch_size}, not {narrowest}; 60 layers "
