@@ -199,7 +199,8 @@ def caveats(config: Config) -> tuple[str, ...]:
 
     Free of cost but for ``init=critical``.
     """
-    if config.init.name != "critical":
+    # Behind a norm lengths are the norm's.
+    if config.init.name != "critical" or config.model.knobs.get("norm", "none") != "none":
         return ()
     try:
         said = caveat(activation(config.act.name, **config.act.knobs), config.init.knobs["sigma_b2"])

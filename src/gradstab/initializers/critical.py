@@ -20,8 +20,9 @@ def critical(draw: Draw, *, sigma_b2: float) -> None:
         sigma_w2 = critical_sigma_w2(act, sigma_b2, draw.dropout)
     except NoTheory as reason:
         at_zero = sigma_b2 > 0 and has_edge(act, 0.0)
-        allowed = "init.sigma_b2=0, or another act" if at_zero else "another act, such as tanh or relu"
-        raise ConfigError(f"init=critical init.sigma_b2={sigma_b2:g}: {reason}; allowed: {allowed}") from reason
+        other = "init.sigma_b2=0, or another act" if at_zero else "another act, such as tanh or relu"
+        allowed = "" if "allowed:" in str(reason) else f"; allowed: {other}"
+        raise ConfigError(f"init=critical init.sigma_b2={sigma_b2:g}: {reason}{allowed}") from reason
     for share in draw.shares():
         normal(share.weight, draw.gain**2 * sigma_w2 / share.fan_in, draw.generator)
         if share.bias is not None:

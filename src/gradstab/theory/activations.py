@@ -20,11 +20,16 @@ SELU_SCALE = 1.0507009873554805
 
 @dataclass(frozen=True)
 class Moments:
-    """E φ², E φ'² and dE φ²/dq, each as a function of the variance q > 0 of a normal pre-activation."""
+    """E φ², E φ'² and dE φ²/dq, each as a function of the variance q > 0 of a normal pre-activation.
+
+    ``mean`` is E φ and ``mean_growth`` its derivative by q, of activations that are not odd.
+    """
 
     square: Function
     slope: Function
     growth: Function
+    mean: Function | None = None
+    mean_growth: Function | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def activation(name: str, *, slope: float = 0.01, alpha: float = 1.0) -> Activat
     a slope of 1/4. Raises ValueError for a name that does not exist, and for knobs that are no finite numbers.
     """
     for knob, value in (("slope", slope), ("alpha", alpha)):
-        if not isinstance(value, int | float) or not abs(value) < 1e100:
+        if not isinstance(value, int | float | np.number) or not -1e100 < value < 1e100:
             raise ValueError(f"act={name}: {knob}={value!r}: has to be a finite number, below 1e100")
     if name == "leaky_relu":
         return _rectifier(name, slope)
@@ -80,7 +85,11 @@ def _rectifier(name: str, slope: float) -> Activation:
         lambda x: np.where(x > 0, x, slope * x),
         lambda x: np.where(x > 0, 1.0, slope),
         kinks=() if slope == 1 else (0.0,),
-        moments=Moments(lambda q: moment * q, constant, constant),
+        moments=Moments(
+            *(lambda q: moment * q, constant, constant),
+            mean=lambda q: (1 - slope) * np.sqrt(q / (2 * np.pi)),
+            mean_growth=lambda q: (1 - slope) / np.sqrt(8 * np.pi * q),
+        ),
         scale_free=moment,
         monotone=slope >= 0,
         odd=slope == 1,
@@ -187,7 +196,12 @@ def _gelu_growth(q: Array) -> Array:
     return np.asarray(_gelu_square_per_length(q) + q * turn / (2 * np.pi))
 
 
-_GELU = Moments(_gelu_square, _gelu_slope_square, _gelu_growth)
+# E xΦ(x) is q times the mean density of a normal variable at x (Stein's lemma).
+_GELU = Moments(
+    *(_gelu_square, _gelu_slope_square, _gelu_growth),
+    mean=lambda q: q / np.sqrt(2 * np.pi * (1 + q)),
+    mean_growth=lambda q: (1 + q / 2) / (np.sqrt(2 * np.pi * (1 + q)) * (1 + q)),
+)
 
 
 def _edge(q: Array) -> Array:

@@ -14,7 +14,7 @@ from gradstab.theory.errors import NoTheory
 from gradstab.theory.fixed_points import Stability, crossings, fixed_points, roots
 from gradstab.theory.maps import second_moment, second_moment_slope, slope_moment
 
-_LOW, _HIGH = 1e-9, 1e9
+_LOW, _HIGH, _HIGHEST = 1e-9, 1e9, 1e16
 # Below this, φ's curvature at the edge is lost in rounding, and no length tells the edge from that at σ_b² = 0.
 _LEAST_BIAS = 1e-18
 
@@ -82,7 +82,8 @@ def _edges(act: Activation, sigma_b2: float) -> tuple[float, ...]:
     def miss(q: Array) -> Array:
         return 1 - (second_moment(act, q) / slope_moment(act, q) + sigma_b2) / q
 
-    high = max(_HIGH, 1e3 * sigma_b2)
+    # Of what is a ReLU but near 0, V(q) is short of q by √q there: the edge is at q ~ σ_b⁴.
+    high = max(_HIGH, 1e3 * sigma_b2, min(1e10 * sigma_b2**2, _HIGHEST))
     if found := tuple(roots(miss, np.geomspace(_LOW, high, 1 + round(40 * math.log10(high / _LOW))))):
         return found
     raise NoTheory(

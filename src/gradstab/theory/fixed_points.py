@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -209,7 +209,7 @@ def _reached(points: Sequence[FixedPoint], excess: Callable[[Array], Array], sta
         if nearest is not None and abs(nearest.q - start) <= _NEAR * max(start, _NEAR):
             return nearest
         if neutral := next((p for p in points if p.stability == "neutral"), None):
-            return neutral
+            return replace(neutral, q=start)  # Where every length stays as it is, this one does.
         direction = _drift(excess, start)
     if direction > 0:
         return next((p for p in points if p.q > start), None)

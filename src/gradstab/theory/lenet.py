@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,8 +81,9 @@ def window_correlation(h: Array) -> float:
 
     NaN where all are 0 or one is not finite, or where no window fits in; ValueError for fewer than two axes.
     """
-    if np.ndim(h) < 2:
-        raise ValueError(f"h: has shape {list(np.shape(h))}; has to be maps [..., H, W]")
+    h = np.asarray(h, dtype=np.float64)
+    if h.ndim < 2:
+        raise ValueError(f"h: has shape {list(h.shape)}; has to be maps [..., H, W]")
     rows, columns = h.shape[-2] // 2, h.shape[-1] // 2
     windows = h[..., : 2 * rows, : 2 * columns].reshape(*h.shape[:-2], rows, 2, columns, 2)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -129,9 +130,9 @@ def predict_lenet5(
             f"model=lenet5: pooling={pooling} depends on how correlated pre-activations are within a window, "
             "which the images decide; measure it with window_correlation"
         )
-    if np.shape(correlations) != (2,):
+    if not isinstance(correlations, Sequence | np.ndarray) or len(correlations) != 2:
         raise ValueError(f"correlations={correlations!r}: has to be two correlations, or None")
-    if any(correlation != correlation for correlation in correlations):
+    if any(correlation != correlation for correlation in correlations if isinstance(correlation, float)):
         raise NoTheory("correlations: there is nothing to correlate where pre-activations are 0, inf or NaN")
     check_correlation("correlations", *correlations)
     act_knobs, init_knobs = checked_knobs("act_knobs", act_knobs), checked_knobs("init_knobs", init_knobs)

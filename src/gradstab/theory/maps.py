@@ -56,7 +56,9 @@ def second_moment_slope(act: Activation, q: Array | float) -> Array:
 def mean(act: Activation, q: Array | float) -> Array:
     """E φ(√q z), for each q ≥ 0."""
     q = _representable(q)
-    return np.zeros_like(q) if act.odd else gaussian_expectation(act.phi, q, act.kinks)
+    if act.odd:
+        return np.zeros_like(q)
+    return act.moments.mean(q) if act.moments and act.moments.mean else gaussian_expectation(act.phi, q, act.kinks)
 
 
 def mean_and_variance(act: Activation, q: Array | float) -> tuple[Array, Array]:
@@ -75,9 +77,12 @@ def mean_and_variance(act: Activation, q: Array | float) -> tuple[Array, Array]:
 
 def mean_slope(act: Activation, q: Array | float) -> Array:
     """d E φ(√q z) / dq = E[z φ'] / (2√q), for each q ≥ 0."""
-    q = np.maximum(_representable(q), _SMALLEST_WITH_OFFSET)
+    q = _representable(q)
     if act.odd:
         return np.zeros_like(q)
+    if act.moments and act.moments.mean_growth:
+        return act.moments.mean_growth(q)
+    q = np.maximum(q, _SMALLEST_WITH_OFFSET)
     return gaussian_expectation(lambda x: x * act.slope(x), q, act.kinks) / (2 * q)
 
 

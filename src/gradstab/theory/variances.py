@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from gradstab.theory.activations import PRELU_SLOPE, activation
 from gradstab.theory.critical import critical_sigma_w2
 from gradstab.theory.errors import NoTheory
@@ -64,12 +66,14 @@ def layer_variances(
     """
     if not isinstance(init, str):
         raise ValueError(f"init={init}: has to be a name; allowed: {', '.join(INITS)}")
-    if bias not in (True, False):
+    if not isinstance(bias, bool | np.bool_):
         raise ValueError(f"bias={bias}: allowed: True, False")
     if init in _NO_THEORY:
         raise NoTheory(f"init={init}: {_NO_THEORY[init]}")
     gain2 = knobs.get("gain", 1.0) ** 2
     if init == "lsuv":
+        if not gain2:
+            raise NoTheory(f"init={init}: {_NO_THEORY['zeros']}")
         return [Variances(None, 0.0, gain2) for _ in fans]
     if init == "critical":
         sigma_b2 = knobs.get("sigma_b2", 0.0)

@@ -160,3 +160,13 @@ def test_a_bias_too_small_to_matter_is_refused_and_a_huge_one_is_followed() -> N
 def test_a_variance_below_what_squares_hold_counts_as_none() -> None:
     for act in (activation("tanh"), activation("softsign")):
         assert fixed_points(act, 0.8, 1e-320) == fixed_points(act, 0.8, 0.0)
+
+
+@pytest.mark.parametrize(("alpha", "sigma_b2"), [(0.01, 2.0), (0.1, 203.0)])
+def test_an_edge_far_out_is_found(alpha: float, sigma_b2: float) -> None:
+    """Of what is all but a ReLU, the line has this σ_b² only where q is large."""
+    act = activation("elu", alpha=alpha)
+    point = critical_point(act, sigma_b2)
+    assert point.q > 1e9
+    sigma_w2, on_the_line, _ = critical_line(act, point.q)
+    assert (float(sigma_w2), float(on_the_line)) == pytest.approx((point.sigma_w2, sigma_b2), rel=1e-5)

@@ -294,3 +294,11 @@ def test_lengths_shrink_that_rounding_leaves_as_they_are(name: str, sigma_w2: fl
     scales = depth_scales(act, sigma_w2, start=start)
     assert scales.q == 0
     assert scales.chi_parallel == scales.chi_1 == pytest.approx(sigma_w2 * float(act.slope(np.zeros(1))[0]) ** 2)
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "prelu", "gelu"])
+def test_closed_means_against_quadrature(name: str) -> None:
+    act, q = activation(name), np.geomspace(1e-6, 1e4, 21)
+    np.testing.assert_allclose(mean(act, q), gaussian_expectation(act.phi, q, act.kinks), rtol=1e-10)
+    slopes = gaussian_expectation(lambda x: x * act.slope(x), q, act.kinks) / (2 * q)
+    np.testing.assert_allclose(mean_slope(act, q), slopes, rtol=1e-10)
