@@ -57,6 +57,8 @@ _MAX_SLOPES: dict[type[nn.Module], float] = {
     nn.Tanh: 1.0,
     ScaledTanh: _SCALE * _STEEPNESS,
     nn.Hardtanh: 1.0,
+    nn.Hardsigmoid: 1 / 6,
+    nn.ReLU6: 1.0,
     nn.Softsign: 1.0,
     Erf: 2 / math.sqrt(math.pi),
 }
@@ -82,9 +84,11 @@ def derivative(activation: nn.Module, h: Tensor) -> Tensor:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
         h = h.detach().requires_grad_()
         # forward, not __call__: the hooks by which a probe watches the module would take this for a step.
-        total = activation.forward(h).sum()
-    # Of a sum, and not by torch.func.vjp or with grad_outputs: those import torch's compiler or sympy.
-    (slope,) = torch.autograd.grad(total, h)
+        outputs = activation.forward(h)
+        if outputs.shape != h.shape:
+            raise ValueError(f"shape {list(outputs.shape)} for {list(h.shape)}")
+        # Of a sum, and not by torch.func.vjp or with grad_outputs: those import torch's compiler or sympy.
+        (slope,) = torch.autograd.grad(outputs.sum(), h)
     return slope.masked_fill(h.isnan(), torch.nan)
 
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from gradstab import watch
 from gradstab.events import read_records
 from gradstab.monitor.passes import Pass
+from gradstab.run_directory import read_run
 
 SAMPLES = 16
 
@@ -166,3 +167,68 @@ def test_passes_that_nothing_comes_back_through_are_not_held(tmp_path: Path) -> 
     assert len(held) <= 2
     with pytest.warns(UserWarning, match="no step was recorded"):
         monitor.close()
+
+
+class Skipping(nn.Module):
+    """A stem, and blocks around which a skip path leads, whose last layers start at 0."""
+
+    def __init__(self, stem: nn.Module) -> None:
+        super().__init__()
+        self.stem = stem
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4)) for _ in range(3))
+        self.head = nn.Linear(4, 3)
+        for block in self.blocks:
+            nn.init.zeros_(block[2].weight)  # type: ignore[index,arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        y: Tensor = self.head(x)
+        return y
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_branches_that_start_at_zero_are_no_vanishing_gradient(tmp_path: Path, embedded: bool) -> None:
+    torch.manual_seed(0)
+    model = Skipping(nn.Embedding(5, 4) if embedded else nn.Linear(5, 4))
+    x, y = torch.randint(5, (SAMPLES,)), torch.randint(3, (SAMPLES,))
+    with watch(model, tmp_path / "run", every=1) as monitor:
+        loss = nn.functional.cross_entropy(model(x if embedded else nn.functional.one_hot(x, 5).float()), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        monitor.step(loss)
+        assert monitor.verdict().labels == ("healthy",)
+    # Past all layers of a branch, the first block's too, leads a skip path.
+    trunk = read_run(tmp_path / "run")["trunk_layers"]
+    assert not [tag for tag in trunk if "blocks" in tag]
+
+
+class Adapted(nn.Module):
+    """A frozen layer, and beside it two small ones of which the second starts at 0 (LoRA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Linear(4, 4).requires_grad_(False)
+        self.a, self.b = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.whole(x) + self.b(self.a(x))
+        return y
+
+
+@pytest.mark.parametrize("weights", [1.0, 1e-4])
+def test_adapters_that_start_at_zero_leave_the_rest_to_be_judged(tmp_path: Path, weights: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(part for _ in range(4) for part in (Adapted(), nn.Linear(4, 4), nn.Tanh())), nn.Linear(4, 3)
+    )
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight, gain=weights)
+    x, y = torch.randn(SAMPLES, 4), torch.randint(3, (SAMPLES,))
+    with watch(model, tmp_path / "run", every=1) as monitor:
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        monitor.step(loss)
+        assert ("vanishing" in monitor.verdict().labels) == (weights < 1)

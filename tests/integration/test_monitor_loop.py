@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gradstab import reproducibility, watch
 from gradstab.assembly import build
 from gradstab.data import batches
-from gradstab.errors import GradstabError
+from gradstab.errors import ConfigError, GradstabError
 from gradstab.events import read_records
 from gradstab.measure.afterwards import judge_records
 from gradstab.measure.quantities import as_tensor
@@ -581,3 +581,67 @@ def test_norms_alone_are_said_to_be_all_and_follow_a_change_of_precision(tmp_pat
     monitor.close()
     (found,) = read_records(tmp_path / "run").vectors["grad_norm"].values[0]
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_frozen_layers_may_come_and_go(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    frozen = [{0}, {0}, {0, 2}, {0, 2}, set(), {4}, {4}]
+    x, y = torch.randn(6, 4), torch.randint(3, (6,))
+    expected = []
+    with watch(model, tmp_path / "run", every=None) as monitor:
+        for held in frozen:
+            for i in (0, 2, 4):
+                model[i].requires_grad_(i not in held)
+            model.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            monitor.step(loss)
+            grads = [model[i].weight.grad for i in (0, 2, 4)]
+            expected.append([0.0 if grad is None else grad.norm().item() for grad in grads])  # type: ignore[union-attr]
+    np.testing.assert_allclose(read_records(tmp_path / "run").vectors["grad_norm"].values, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nn.Hardsigmoid, nn.ReLU6])
+def test_bounded_activations_of_torch_saturate(tmp_path: Path, kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 50), kind(), nn.Linear(50, 3))
+    nn.init.normal_(model[0].weight, std=20.0)  # type: ignore[arg-type]
+    x = torch.randn(16, 4)
+    with watch(model, tmp_path / "run", every=1) as monitor:
+        loss = model(x).square().mean()
+        loss.backward()
+        monitor.step(loss)
+    h = model[0](x)
+    high = {nn.Hardsigmoid: (-3.0, 3.0), nn.ReLU6: (0.0, 6.0)}[kind]
+    flat = ((h <= high[0]) | (h >= high[1])).double().mean().item()
+    found = read_records(tmp_path / "run").vectors["saturated_fraction"].values[0, 0]
+    assert found == pytest.approx(flat, abs=1e-6)
+    assert flat > 0.9
+
+
+class Halved(nn.Module):
+    """A gate, whose output is half as wide: its slope is no layer's own."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.glu(h)
+
+
+def test_an_own_activation_of_another_shape_is_refused_in_a_note(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), Halved(), nn.Linear(3, 2))
+    with watch(model, tmp_path / "run", activations=[Halved]) as monitor:
+        loss = model(torch.ones(5, 4)).square().mean()
+        loss.backward()
+        with pytest.warns(UserWarning, match="Halved: has no slope that can be asked for"):
+            monitor.step(loss)
+    assert "dead_fraction" not in read_records(tmp_path / "run").vectors
+
+
+def test_a_loss_without_a_number_is_refused(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    monitor = watch(model, tmp_path / "run")
+    model(torch.ones(3, 2)).mean().backward()
+    with pytest.raises(ConfigError, match="loss: is on the meta device"):
+        monitor.step(torch.tensor(1.0, device="meta"))
+    monitor.step(1.0)
+    monitor.close()

@@ -158,6 +158,16 @@ def test_evaluations_and_the_logged_loss_are_recorded(tmp_path: Path) -> None:
     assert len(records.scalars["train/loss"].steps) > 0
 
 
+def test_an_update_of_fewer_micro_batches_has_no_loss(tmp_path: Path) -> None:
+    callback = GradstabCallback(tmp_path / "run")
+    # Of the four batches of an epoch three make up one update, and the last one another.
+    train(gpt2(), tmp_path / "out", callback, gradient_accumulation_steps=3, num_train_epochs=2)
+    records = read_records(tmp_path / "run")
+    assert records.vectors["grad_norm"].steps.tolist() == [0, 1, 2, 3]
+    known = records.scalars["train/loss"]
+    assert known.steps[np.isfinite(known.values)].tolist() == [0, 2]
+
+
 def test_a_failure_leaves_a_record_that_reads(tmp_path: Path) -> None:
     callback = GradstabCallback(tmp_path / "run")
     with pytest.raises(RuntimeError, match="ran out"):

@@ -115,9 +115,8 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     if 0 < smallest <= largest < math.inf and math.log10(largest) - math.log10(smallest) <= _least(profile, t):
         return []
     # NaN stands for a layer that never shows a gradient: frozen, or not used.
-    known = ~np.isnan(signals)
-    delta = np.minimum(signals[known], np.finfo(np.float64).max)
-    if len(delta) < 2 or _output_starts_at_zero(profile):
+    known = ~np.isnan(signals) & ((signals != 0) | (not _some_start_at_zero(profile)))
+    if len(delta := np.minimum(signals[known], np.finfo(np.float64).max)) < 2:
         return []
     low, high = int(delta.argmin()), int(delta.argmax())
     layers = [profile.layers[int(i)] for i in profile.depth[known]]
@@ -154,13 +153,13 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     return [_span("vanishing" if falls else "exploding", decades, limit, key, text, where)]
 
 
-def _output_starts_at_zero(profile: Profile) -> bool:
-    """Fixup and its like: the first update gives the output layer weights, and gradients a way through."""
+def _some_start_at_zero(profile: Profile) -> bool:
+    """Fixup, adapters and their like: the first update gives such layers weights, and gradients a way through."""
     weights, gradients = profile.vectors.get("weight_norm"), profile.vectors.get("grad_norm")
     if not profile.first or weights is None or gradients is None:
         return False
     # Where hidden weights are 0 as well, all units of a layer stay the same.
-    return bool(weights[-1] == 0 and gradients[-1] > 0 and weights[:-1].any())
+    return bool(((weights == 0) & (gradients > 0)).any() and weights[:-1].any())
 
 
 def _least(profile: Profile, t: Thresholds) -> float:

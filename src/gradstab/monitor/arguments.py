@@ -55,6 +55,8 @@ def as_scalar(loss: Tensor | float | None, device: torch.device, *, known: bool 
 def _check_one(loss: Tensor) -> None:
     if loss.numel() != 1:
         raise ConfigError(f"loss: has shape {list(loss.shape)}; has to be one number")
+    if loss.is_meta:
+        raise ConfigError("loss: is on the meta device; has to hold a number")
     if loss.is_complex():
         raise ConfigError("loss: is complex; has to be one real number")
 

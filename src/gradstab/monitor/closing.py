@@ -46,7 +46,7 @@ def ending(error: BaseException | None) -> tuple[str, str]:
         return "interrupted", "interrupted from the keyboard"
     if isinstance(error, SystemExit) and not error.code:
         return "interrupted", "the program ended"
-    return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
+    return "failed", f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 class Closing(ABC):

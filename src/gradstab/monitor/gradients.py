@@ -37,6 +37,7 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         self.device = self.parameters[0].device
         self._index = {id(parameter): i for i, parameter in enumerate(self.parameters)}
         first = self.parameters[0]
+        self._missing: list[int] = []
         self._uniform = not first.is_complex() and all(
             p.device == first.device and p.dtype == first.dtype for p in self.parameters
         )
@@ -101,11 +102,24 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         if positions is None and self._uniform:
             # Missing and sparse ones are exceptions: asking every gradient each time costs more than most norms.
             try:
-                return self.norms_of(grads)
+                return self._but_missing(grads)
             except (TypeError, RuntimeError):
-                pass
+                self._missing = [i for i, grad in enumerate(grads) if grad is None]
         chosen = range(len(self.parameters)) if positions is None else positions
         return self._some(chosen, [grads[i] for i in chosen])
+
+    def _but_missing(self, grads: list[Any]) -> Norms:
+        """All norms, where those that were missing last are missing still, as of frozen layers; else TypeError."""
+        if not self._missing or not self._on_cpu:
+            return self.norms_of(grads)
+        present = [grad for grad in grads if grad is not None]
+        if len(present) + len(self._missing) != len(grads) or any(grads[i] is not None for i in self._missing):
+            raise TypeError
+        values = self.norms_of(present)
+        assert isinstance(values, list)
+        for i in self._missing:
+            values.insert(i, 0.0)
+        return values
 
     @torch.no_grad()
     def _some(self, chosen: Sequence[int], grads: Sequence[Any]) -> Tensor:

@@ -33,7 +33,7 @@ _CARRIERS: tuple[type[nn.Module], ...] = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
 )
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
-_WRAPPERS = ("DistributedDataParallel", "OptimizedModule")
+_WRAPPERS = ("DistributedDataParallel", "OptimizedModule", "_FabricModule")
 
 
 @dataclass(eq=False)

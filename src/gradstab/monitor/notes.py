@@ -15,7 +15,8 @@ UNSEEN = (
     "norms, weight norms and update ratios are measured"
 )
 NO_GRADIENT = (
-    "all gradients are missing or 0 at step {step}: step(loss) belongs after backward() and before zero_grad()"
+    "all gradients are missing or 0 at step {step}: step(loss) belongs after backward() and before zero_grad(); where "
+    "optimizers step within backward(), no norms are known"
 )
 NOT_IN_SERIES = (
     "not all layers stand in series (branches, heads, several networks or optimizers): the gradient over depth is "

@@ -46,6 +46,9 @@ def in_series(
 def on_every_path(layers: Sequence[WatchedLayer], chain: Sequence[int], roots: Mapping[int, Any]) -> list[int]:
     """Those of a ``chain`` that no gradient on its way down can pass by: past the others leads a skip path.
 
+    The way goes down to the lowest layers that the chain's first one is computed from, an embedding, say; to itself,
+    where there is none.
+
     Of a layer in a branch beside one, δ may be as small as the branch is: others get their gradient all the same. All
     of the chain where the graph does not show the first one's output.
     """
@@ -55,15 +58,19 @@ def on_every_path(layers: Sequence[WatchedLayer], chain: Sequence[int], roots: M
     top = max(i for i, layer in enumerate(layers) if id(layer) in roots and above[i] >> chain[-1] & 1)
     nodes = {i: roots[id(layers[i])] for i in chain}
     order = _from_below(roots[id(layers[top])])
-    # How many paths lead from each node to the first layer, and from the top to each node; a layer that all pass has
+    below = [i for i in range(len(layers)) if i != chain[0] and above[chain[0]] >> i & 1 and id(layers[i]) in roots]
+    lowest = [i for i in below if not any(j != i and above[i] >> j & 1 for j in below)] or [chain[0]]
+    ends = {roots[id(layers[i])] for i in lowest}
+    # How many paths lead from each node to the lowest layers, and from the top to each node; a layer that all pass has
     # as many as there are. Modulo a large prime, as they may double with every block.
     down = dict.fromkeys(order, 0)
     up = dict.fromkeys(order, 0)
     if nodes[chain[0]] not in down:
         return list(chain)
-    down[nodes[chain[0]]] = up[order[-1]] = 1
+    down |= dict.fromkeys(ends, 1)
+    up[order[-1]] = 1
     for node in order:
-        if node is not nodes[chain[0]]:
+        if node not in ends:
             down[node] = sum(down[parent] for parent in _parents(node)) % PRIME
     for node in reversed(order):
         for parent in _parents(node):

@@ -32,6 +32,7 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
     The loss is the network's own output ``loss``, weighted as the Trainer weights it over micro-batches. Where the
     loss is computed outside the network (label smoothing, ``compute_loss_func``) only the logged one is known, a mean
     over the steps since the one before; what an overridden ``compute_loss`` makes of the network's own is not known.
+    Updates of fewer micro-batches than others, as at an epoch's end, have no loss.
     Evaluations count while training goes on, those on one data set.
     """
 
@@ -42,6 +43,7 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
         self._queued = False
         self._looked = False
         self._loss: Tensor | None = None
+        self._parts, self._usual = 0, 0
 
     def __deepcopy__(self, _memo: object) -> GradstabCallback:
         # Of a network that is copied, whose hooks are bound to this: what they then find is nobody's.
@@ -79,7 +81,7 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
         inner = unwrapped(model)[0]
         optimizer, self._scaler = _inside(optimizer)
         self._attached.begin(model, [optimizer], self._scaler)
-        self._loss, self._queued, self._looked = None, False, False
+        self._loss, self._parts, self._usual, self._queued, self._looked = None, 0, 0, False, False
         trainable = [p for p in inner.parameters() if p.requires_grad]
         # The first of them to get its gradient tells that a backward pass is under way; not all need to get one.
         for parameter in {id(p): p for p in (*trainable[:: max(len(trainable) // 16, 1)], *trainable[-1:])}.values():
@@ -94,8 +96,10 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
             return
         if not self._looked and args.max_grad_norm:
             raise ConfigError("model: its gradients come without the backward pass being seen, and clipped")
-        monitor.step(self._loss)
-        self._loss, self._looked = None, False
+        # Of fewer micro-batches, as at an epoch's end, it may be the sum, and says nothing beside the others.
+        self._usual = max(self._usual, self._parts)
+        monitor.step(self._loss if self._parts == self._usual else None)
+        self._loss, self._parts, self._looked = None, 0, False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Take the logged loss for the step just made, should it have shown none of its own."""
@@ -127,6 +131,7 @@ class GradstabCallback(TrainerCallback):  # type: ignore[misc]
             scale = scale_of(self._scaler)
             own = value * (weight if scale is None else weight / scale)
             self._loss = own if self._loss is None else self._loss + own
+            self._parts += 1
 
         loss.register_hook(on_weight)  # type: ignore[no-untyped-call]
 
