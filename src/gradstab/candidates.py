@@ -11,13 +11,9 @@ from gradstab.config import Config
 from gradstab.config.optimizer_options import ADAPTIVE, DECOUPLED
 from gradstab.measure.verdict import Verdict
 from gradstab.paths import drawn_at_random, passing
+from gradstab.rates import LEAST_RATE, TOO_LARGE, WILD, fit_of, fitting_rate, usual_if, usual_rate
 
 ADAM_RATE = 0.001
-# Steps so many times larger than a chain stands are too large for any network; rates so many times an optimizer's own
-# are far from usual.
-WILD = 10.0
-# Where the rate would have to be less than this share of what it is, it is not the rate that is wrong.
-LEAST_RATE = 1e-4
 # Fewer layers hardly need skip paths.
 DEEP = 10
 # Batch norm's statistics over fewer samples are noise.
@@ -29,8 +25,8 @@ HOPELESS = 5.0
 # What is said to mend the gradient's path has to leave at most this share of its decades.
 BETTER = 0.9
 
-# The rules that tell of steps too large for the depth.
-_TOO_LARGE = ("large_steps", "deep_steps")
+# What takes a network out of the rules on steps.
+_STANDS_MORE = ("model.residual", "model.norm=batch")
 _OF_THE_NETWORK = ("depth_span", "collapse", "forward_explosion")
 _LOST = {"erratic", "relapse"}
 _BORN = ("non_finite", "dead_fraction", "saturated_fraction")
@@ -44,7 +40,7 @@ class Candidate:
     """Overrides, and why; theory has a word on those that are ``about_depth``, and is not waited for by ``first``.
 
     Those that are to mend the gradient's path through depth have to leave less than ``share`` of its decades. What is
-    to be put right ``besides`` is no remedy by itself.
+    to be put right ``besides`` is no remedy by itself. Those about dropout's ``masks`` need no more than a signal.
     """
 
     overrides: tuple[str, ...]
@@ -53,6 +49,7 @@ class Candidate:
     first: bool = False
     share: float = math.inf
     besides: tuple[str, ...] = ()
+    masks: bool = False
 
 
 class Expected(NamedTuple):
@@ -79,26 +76,20 @@ def candidates(
     bounds = dict(_far_bounds(config, typical_norm)) if kinds & {"vanishing", "not_learning"} else {}
     yield from _bounds_candidates(config, steady, bounds)
     # Steps that are known to be too large stay so, whatever the network.
-    off = WILD if config.optimizer.name in ADAPTIVE or rules & {*_TOO_LARGE, "overshoot"} else WILD**2
+    off = WILD if config.optimizer.name in ADAPTIVE or rules & {*TOO_LARGE, "overshoot"} else WILD**2
     slopes = Candidate(("act=leaky_relu",), "a slope below 0, so that no unit dies")
     killed = "dead_units" in kinds and config.act.name == "relu"
     # What exploded would explode with slopes below 0 all the sooner.
     if killed and "exploding" not in kinds:
         yield slopes
-    if "lost_in_dropout" in rules:
-        yield Candidate(("model.dropout=0",), "no masks, no noise")
-        yield Candidate(("model.residual=scaled",), "skip paths carry the signal past the masks")
-    if kinds & _ABOUT_DEPTH and not steady:
-        # With a rate that is far off, none of them learns before that is put right.
-        for overrides, reason in passing(config, "exploding" in kinds):
-            yield Candidate(overrides, reason, besides=(*_usual_if(config, off), *bounds), share=BETTER)
+    yield from _path_candidates(config, verdict, steady, tuple(bounds), off)
     if killed and "exploding" in kinds:
         yield slopes
     # A network that is broken, dead or saturated before its first update is so at any rate.
     born = {f.kind for f in verdict.findings if f.first_step == 0 and f.rule in _BORN}
     updated = verdict.step > 0 and not born
     without_gradient = any(f.rule == "depth_span" and math.isinf(f.value) for f in verdict.findings)
-    too_large = [f for f in verdict.findings if f.rule in _TOO_LARGE]
+    too_large = [f for f in verdict.findings if f.rule in TOO_LARGE]
     # An adaptive optimizer's steps keep their size however large gradients are.
     bounded = config.optimizer.name not in ADAPTIVE or not too_large
     if bounded and ("exploding" in kinds or ("non_finite" in kinds and updated)):
@@ -106,22 +97,44 @@ def candidates(
         if config.clip.name != "norm" or config.clip.knobs["max_norm"] > limit:
             reason = "bounds every step, whatever the gradient (Pascanu et al. 2013)"
             # With a rate that is far off, a bounded gradient still makes steps that are far too large.
-            overrides = ("clip=norm", f"clip.max_norm={limit:.2g}", *_usual_if(config, WILD))
+            overrides = ("clip=norm", f"clip.max_norm={limit:.2g}", *usual_if(config, WILD))
             yield Candidate(overrides, reason, about_depth=False)
     yield from _rate_candidates(config, verdict, now, updated, without_gradient)
     if "decay" in rules or (kinds & {"vanishing", "not_learning"} and _decays(config)):
         reason = "no pull on the weights besides the gradient's"
         yield Candidate(("optimizer.weight_decay=0",), reason, about_depth=False, first="decay" in rules)
     slow = kinds & {"vanishing", "not_learning"} and not too_large and not without_gradient
-    if slow and config.optimizer.name in ("sgd", "momentum", "nesterov"):
-        own_rate = config.optimizer.knobs["lr"] != _usual_rate(config) or "optimizer.lr" in config.written
+    if slow and config.optimizer.name in ("sgd", "momentum", "nesterov", "coordinate_descent"):
+        own_rate = config.optimizer.knobs["lr"] != usual_rate(config) or "optimizer.lr" in config.written
         overrides = ("optimizer=adam", *((f"optimizer.lr={ADAM_RATE:g}",) if own_rate else ()))
         # It would follow a large decay all the way to 0.
         overrides += ("optimizer.weight_decay=0",) if _decays(config) else ()
-        yield Candidate(overrides, "steps of one size, however small or large the gradient", about_depth=False)
+        reason = "steps of one size, however small or large the gradient"
+        # One coordinate a step is slow at any rate.
+        yield Candidate(overrides, reason, about_depth=False, first=config.optimizer.name == "coordinate_descent")
     if "not_learning" in kinds and config.model.knobs.get("depth", 0) >= DEEP:
         reason = "skip paths, with which networks stand larger steps"
-        yield Candidate(("model.residual=scaled", *_usual_if(config, off)), reason, about_depth=False)
+        yield Candidate(("model.residual=scaled", *usual_if(config, off)), reason, about_depth=False)
+
+
+def _path_candidates(
+    config: Config, verdict: Verdict, steady: bool, bounds: tuple[str, ...], off: float
+) -> Iterator[Candidate]:
+    """Networks through which signal and gradient pass; with a rate that is ``off``, none learns before that is mended.
+
+    Nor does a chain at one whose steps are too large for its depth.
+    """
+    kinds, rules = set(verdict.labels), {finding.rule for finding in verdict.findings}
+    usual = usual_if(config, off)
+    # Of a gradient that explodes, the first step says nothing about those of a network where it does not.
+    chains = usual or (() if "exploding" in kinds else fitting_rate(config, verdict))
+    if "lost_in_dropout" in rules:
+        yield Candidate(("model.dropout=0",), "no masks, no noise", besides=chains, masks=True)
+        yield Candidate(("model.residual=scaled",), "skip paths carry the signal past the masks", masks=True)
+    if kinds & _ABOUT_DEPTH and not steady:
+        for overrides, reason in passing(config, "exploding" in kinds):
+            rate = usual if any(word.startswith(_STANDS_MORE) for word in overrides) else chains
+            yield Candidate(overrides, reason, besides=(*rate, *bounds), share=BETTER)
 
 
 def _rate_candidates(
@@ -137,12 +150,10 @@ def _rate_candidates(
     # Such a network fails at any rate.
     born = any(f.first_step == 0 and f.rule in _OF_THE_NETWORK for f in verdict.findings)
     unsound = now is not None and not steady and (born or now.decades > HOPELESS)
-    rate, usual = config.optimizer.knobs["lr"], _usual_rate(config)
+    rate, usual = config.optimizer.knobs["lr"], usual_rate(config)
     high, killed = rate >= WILD * usual, updated and "dead_units" in kinds
-    too_large = [f for f in verdict.findings if f.rule in _TOO_LARGE]
-    # Half of what the rules on the first step let pass.
-    shares = [f.threshold / f.value / 2 for f in verdict.findings if f.rule in (*_TOO_LARGE, "overshoot")]
-    fit = min(shares, default=1.0)
+    too_large = [f for f in verdict.findings if f.rule in TOO_LARGE]
+    fit = fit_of(verdict)
     # What is wrecked, or has no gradient, hardly moves at any rate.
     tiny = [f for f in verdict.findings if f.rule == "tiny_updates" and not (without_gradient or kinds & _WRECKED)]
     harmless = "tiny_updates" in rules and rate <= usual and fit >= 1
@@ -150,11 +161,8 @@ def _rate_candidates(
     if too_large:
         # A step many times as large as the weights is no matter of paths.
         wild = "overshoot" in rules or too_large[0].value >= WILD * too_large[0].threshold
-        if fit > LEAST_RATE:
+        if words := fitting_rate(config, verdict):
             reason = "steps that a chain of this depth stands"
-            # The first step tells what cannot work; what does, where it is far off, the optimizer's own rate.
-            smaller = min(rate * fit, usual) if high else rate * fit
-            words = (f"optimizer.lr={float(f'{smaller:.1g}'):g}",)
             at_once = high and (wild or killed or rate >= WILD**2 * usual)
             yield Candidate(words, reason, about_depth=False, first=at_once and not unsound)
         if not wild:
@@ -208,15 +216,3 @@ def _far_bounds(config: Config, typical_norm: float | None) -> Iterator[tuple[st
 def _decays(config: Config) -> bool:
     """Whether weights are pulled towards 0 through the gradient, by enough to stand in the place of a small one."""
     return config.optimizer.name not in DECOUPLED and config.optimizer.knobs.get("weight_decay", 0.0) >= LARGE_DECAY
-
-
-def _usual_rate(config: Config) -> float:
-    """The optimizer's own rate, where none is chosen."""
-    rate: float = type(config.optimizer)(config.optimizer.name).knobs["lr"]
-    return rate
-
-
-def _usual_if(config: Config, times: float) -> tuple[str, ...]:
-    """The optimizer's own rate, for one that is so many times as large."""
-    usual = _usual_rate(config)
-    return (f"optimizer.lr={usual:g}",) if config.optimizer.knobs["lr"] >= times * usual else ()

@@ -65,6 +65,9 @@ def remedies_for(
             if then.sound and then.decades < min(config.verdict.remedy_decades, candidate.share * present):
                 remedy = Remedy(overrides, candidate.reason, None if _hidden(changed) == 1 else then.factor)
                 proven.append((max(then.decades, config.verdict.steady_decades), remedy))
+        elif candidate.masks and _signal_passes(changed, inputs):
+            tried.append(changed)
+            unproven.append(Remedy(overrides, candidate.reason))
     ranked = [remedy for _, remedy in sorted(proven, key=lambda pair: pair[0])]
     return (*first, *[*ranked, *unproven][: MOST - len(first) - len(others)], *others)
 
@@ -115,14 +118,18 @@ def _predicted(config: Config, inputs: Inputs, correlations: tuple[float, float]
         prediction = expect(config, inputs, correlations)
     except NoTheory:
         return None
-    share = signal_share(config, inputs)
-    batch_norm = config.model.knobs["norm"] == "batch"
-    limit = config.verdict.signal_share if batch_norm else config.verdict.stalled_signal_share
-    lost = share is not None and share < limit
     factor = prediction.depth_factor if _hidden(config) > 1 else 1.0
     known = math.isfinite(factor) and factor > 0
     decades = abs((_hidden(config) - 1) * math.log10(factor)) if known else math.inf
-    return Expected(factor, decades, known and not lost and float(prediction.q.max()) < LONG**2)
+    return Expected(factor, decades, known and _signal_passes(config, inputs) and float(prediction.q.max()) < LONG**2)
+
+
+def _signal_passes(config: Config, inputs: Inputs) -> bool:
+    """Whether dropout's masks leave a signal, as far as theory knows."""
+    share = signal_share(config, inputs)
+    batch_norm = config.model.knobs["norm"] == "batch"
+    limit = config.verdict.signal_share if batch_norm else config.verdict.stalled_signal_share
+    return share is None or share >= limit
 
 
 def _hidden(config: Config) -> int:

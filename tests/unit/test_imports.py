@@ -56,7 +56,7 @@ LAYERS = [
         "catalogue",
     },
     {"evaluation", "measure.probe", "inputs", "expectation", "asymptotics", "jacobians"},
-    {"paths", "candidates", "remedies"},
+    {"paths", "rates", "candidates", "remedies"},
     {"measure.recorder"},
     {"parts", "progress"},
     {"training", "forensics"},
