@@ -668,6 +668,24 @@ def test_steps_by_which_a_deep_chain_loses_what_it_learns(
     assert one.verdict().labels == ("healthy",), "it has learnt all the same"
 
 
+def test_what_is_only_foretold_ends_no_run() -> None:
+    """Chains with steps beyond the limit may train all the same: 49 softsign layers under SGD reach 95 %."""
+    one, large = judge({"step_scale": 31.6}), np.array([0.07] * 10 + [1.0])
+    looked(one, 0, CHANCE, signal_grad_norm=profile(1.0), update_ratio=large / 70)
+    for step in range(1, 30):
+        measured = {"signal_grad_norm": profile(1.0), "update_ratio": large} if step % 5 == 0 else {}
+        looked(one, step, 0.7 * CHANCE, **measured)
+    (finding,) = one.verdict().findings
+    assert (finding.rule, finding.persistence >= T.stop_persistence) == ("deep_steps", True)
+    assert one.to_stop(("not_learning",)) is None
+    # That the loss stands still is so, and not foretold.
+    for step in range(30, 30 + 3 * T.patience):
+        looked(one, step, CHANCE)
+    found = one.to_stop(("not_learning",))
+    assert found is not None
+    assert found.rule in ("plateau", "relapse")
+
+
 @pytest.mark.parametrize(
     ("ratio", "growth", "rules"),
     [

@@ -167,9 +167,9 @@ class Judge:
         if not kinds:
             return None
         for finding in self.verdict().findings:
-            # What was so before the first update is no sign of what updates do.
+            # What was so before the first update is no sign of what updates do, nor is what is only foretold of them.
             looks = finding.persistence - (finding.first_step == self._first)
-            lasting = looks >= self._thresholds.stop_persistence
+            lasting = looks >= self._thresholds.stop_persistence and finding.rule != "deep_steps"
             if finding.kind in kinds and (lasting or finding.kind == "non_finite"):
                 return finding
         return None
