@@ -53,11 +53,15 @@ class Candidate:
 
 
 class Expected(NamedTuple):
-    """What theory predicts: the depth factor, by how many decades a gradient changes, and whether a signal passes."""
+    """What theory predicts: the depth factor, by how many decades a gradient changes, and whether a signal passes.
+
+    ``room`` is the bound that a constraint needs to leave most of the weights as they are drawn, 0 without one.
+    """
 
     factor: float
     decades: float
     sound: bool
+    room: float = 0.0
 
     def steady(self, config: Config) -> bool:
         """Whether signals pass, and gradients keep their size."""
@@ -73,7 +77,8 @@ def candidates(
     if "identical_units" in rules:
         yield from (Candidate(*change) for change in drawn_at_random(config))
         return
-    bounds = dict(_far_bounds(config, typical_norm)) if kinds & {"vanishing", "not_learning"} else {}
+    room = now.room if now is not None else 0.0
+    bounds = dict(_far_bounds(config, typical_norm, room)) if kinds & {"vanishing", "not_learning"} else {}
     yield from _bounds_candidates(config, steady, bounds)
     # Steps that are known to be too large stay so, whatever the network.
     off = WILD if config.optimizer.name in ADAPTIVE or rules & {*TOO_LARGE, "overshoot"} else WILD**2
@@ -190,10 +195,10 @@ def _bounds_candidates(config: Config, steady: bool, bounds: Mapping[str, str]) 
         yield Candidate((override,), reason, about_depth=False, first=steady)
 
 
-def _far_bounds(config: Config, typical_norm: float | None) -> Iterator[tuple[str, str]]:
+def _far_bounds(config: Config, typical_norm: float | None, room: float) -> Iterator[tuple[str, str]]:
     """The usual value of what keeps weights from moving where it is set far out, and what that gives.
 
-    That is clipping, a penalty, a constraint.
+    That is clipping, a penalty, a constraint; of the latter at least the ``room`` that the drawn weights take.
     """
     reasons = (
         ("clip", "max_norm", "leaves gradients more of their size"),
@@ -207,6 +212,9 @@ def _far_bounds(config: Config, typical_norm: float | None) -> Iterator[tuple[st
         if knob not in option.knobs:
             continue
         value, usual = option.knobs[knob], type(option)(option.name).knobs[knob]
+        if group == "constraint" and (value <= usual / WILD or value < room / 6):
+            yield f"constraint.bound={max(usual, float(f'{room:.2g}')):g}", reason
+            continue
         # What is clipped to more than gradients are does nothing.
         idle = group == "clip" and option.name == "norm" and typical_norm is not None and typical_norm < value
         if not idle and (value >= WILD * usual if knob == "strength" else value <= usual / WILD):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gradstab.candidates import Expected, candidates
 from gradstab.config import Config, from_hydra, to_container
 from gradstab.config.registry import Option
@@ -13,7 +15,7 @@ from gradstab.errors import ConfigError
 from gradstab.expectation import expect, signal_share
 from gradstab.inputs import Inputs
 from gradstab.measure.verdict import HEALTHY, Remedy, Verdict
-from gradstab.theory import NoTheory
+from gradstab.theory import NoTheory, Prediction
 
 MOST = 6
 # Mean squares of pre-activations beyond which an activation has little of its input left to answer to.
@@ -121,7 +123,18 @@ def _predicted(config: Config, inputs: Inputs, correlations: tuple[float, float]
     factor = prediction.depth_factor if _hidden(config) > 1 else 1.0
     known = math.isfinite(factor) and factor > 0
     decades = abs((_hidden(config) - 1) * math.log10(factor)) if known else math.inf
-    return Expected(factor, decades, known and _signal_passes(config, inputs) and float(prediction.q.max()) < LONG**2)
+    sound = known and _signal_passes(config, inputs) and float(prediction.q.max()) < LONG**2
+    return Expected(factor, decades, sound, _room(config, prediction))
+
+
+def _room(config: Config, prediction: Prediction) -> float:
+    """The bound that leaves most weights, or units, as they are drawn; 0 without such a constraint."""
+    typical = math.sqrt(float(np.median(prediction.sigma_w2)))
+    if config.constraint.name == "max_norm":
+        return 1.4 * typical
+    if config.constraint.name != "weight_clip" or "width" not in config.model.knobs:
+        return 0.0
+    return 3 * typical / math.sqrt(float(np.median(config.model.knobs["width"])))
 
 
 def _signal_passes(config: Config, inputs: Inputs) -> bool:

@@ -21,7 +21,7 @@ SIZE = 32
 FOLLOWED = 24
 # Deeper networks' factors hang on their first layers by less than a thousandth.
 _DEEPEST = 200
-_UNITS = 512
+_UNITS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def corrections(
     for batch in batches:
         size = len(batch.inputs)
         masked = 1 + np.eye(size) * dropout / (1 - dropout)
-        draws = random.standard_normal((count, _UNITS, size))
+        draws = _whitened(random.standard_normal((count, _UNITS, size)))
         network = _Followed(act, known, blocks, scale, masked, draws)
         own = batch.inputs @ batch.inputs.T / batch.inputs.shape[1]
         alike = np.eye(size) * variance / (known[0].sigma_w2 or 1.0)
@@ -152,6 +152,13 @@ def _normalised(act: Activation, h: Array, eps: float) -> _Units:
     precision = 1 / (np.square(h).mean(axis=1, keepdims=True) + eps)
     x = h * np.sqrt(precision)
     return _Units(x, act.slope(x), precision)
+
+
+def _whitened(draws: Array) -> Array:
+    """Normal variables [layers, units, B] whose second moments over units are exact: as good as twice as many."""
+    values, vectors = np.linalg.eigh(np.swapaxes(draws, 1, 2) @ draws / draws.shape[1])
+    found: Array = draws @ ((vectors / np.sqrt(values)[:, None, :]) @ np.swapaxes(vectors, 1, 2))
+    return found
 
 
 def _centred(gram: Array) -> Array:
