@@ -14,7 +14,7 @@ import gradstab.data
 import gradstab.runner
 from gradstab.catalogue import listing, studies
 from gradstab.cli import optimizing
-from gradstab.config.sweep_options import OBJECTIVES
+from gradstab.config.sweep_options import FIGURES
 from gradstab.sweeps.ledger import Entry, Ledger
 from tests.conftest import Compose, Here
 
@@ -278,7 +278,7 @@ def test_what_cannot_be_searched_is_refused_in_one_line(
 
 
 def test_every_objective_with_a_direction_of_its_own_is_one() -> None:
-    assert set(optimizing.DIRECTIONS) < set(OBJECTIVES)
+    assert set(optimizing.DIRECTIONS) < set(FIGURES)
     assert math.isinf(optimizing.worst("maximize"))
     assert optimizing.worst("maximize") < 0 < optimizing.worst("minimize")
 

@@ -22,7 +22,7 @@ from tests.conftest import Compose
 
 WIDE = "data=gaussian data.dim=1000 data.n_train=64 data.n_test=1 batch_size=32 model.width=1000 model.depth=8"
 WIDER = "data=gaussian data.dim=2000 data.n_train=64 data.n_test=1 batch_size=32 model.width=2000 model.depth=6"
-DIGITS = "data=digits batch_size=32 model.width=2000 model.depth=4 model.norm=batch"
+DIGITS = "data=digits batch_size=32 model.width=2000 model.depth=8 model.norm=batch"
 
 
 @pytest.mark.parametrize(
