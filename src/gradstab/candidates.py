@@ -77,9 +77,11 @@ def candidates(
     if "identical_units" in rules:
         yield from (Candidate(*change) for change in drawn_at_random(config))
         return
+    held = bool(kinds & {"vanishing", "not_learning"})
     room = now.room if now is not None else 0.0
-    bounds = dict(_far_bounds(config, typical_norm, room)) if kinds & {"vanishing", "not_learning"} else {}
-    yield from _bounds_candidates(config, steady, bounds)
+    yield from _bounds_candidates(config, steady, dict(_far_bounds(config, typical_norm, room)) if held else {})
+    # What is drawn otherwise needs another room.
+    bounds = dict(_far_bounds(config, typical_norm, 0.0)) if held else {}
     # Steps that are known to be too large stay so, whatever the network.
     off = WILD if config.optimizer.name in ADAPTIVE or rules & {*TOO_LARGE, "overshoot"} else WILD**2
     slopes = Candidate(("act=leaky_relu",), "a slope below 0, so that no unit dies")
@@ -135,7 +137,9 @@ def _path_candidates(
     chains = usual or (() if "exploding" in kinds else fitting_rate(config, verdict))
     if "lost_in_dropout" in rules:
         yield Candidate(("model.dropout=0",), "no masks, no noise", besides=chains, masks=True)
-        yield Candidate(("model.residual=scaled",), "skip paths carry the signal past the masks", masks=True)
+        yield Candidate(
+            ("model.residual=scaled",), "skip paths carry the signal past the masks", besides=usual, masks=True
+        )
     if kinds & _ABOUT_DEPTH and not steady:
         for overrides, reason in passing(config, "exploding" in kinds):
             rate = usual if any(word.startswith(_STANDS_MORE) for word in overrides) else chains
@@ -212,6 +216,8 @@ def _far_bounds(config: Config, typical_norm: float | None, room: float) -> Iter
         if knob not in option.knobs:
             continue
         value, usual = option.knobs[knob], type(option)(option.name).knobs[knob]
+        # Weights that are far out themselves are not to be given room.
+        room = room if room < WILD * usual else 0.0
         if group == "constraint" and (value <= usual / WILD or value < room / 6):
             yield f"constraint.bound={max(usual, float(f'{room:.2g}')):g}", reason
             continue

@@ -135,12 +135,14 @@ def theory_record(config: Config, inputs: Inputs, correlations: tuple[float, flo
 
     ``signal_share``, of a deep_mlp with dropout, is what masks leave of the output's signal (1: all of it), ``decay``
     and ``step_scale`` are those of :mod:`gradstab.step_scale`, ``projected`` says that a constraint changes steps,
-    ``constant_rate`` that the learning rate stays as it is.
+    ``constant_rate`` that the learning rate stays as it is, ``batch_norm`` that there is some.
     """
     projected = True if config.constraint.name in PROJECTING else None
     known = {"step_scale": step_scale(config), "decay": coupled_decay(config), "projected": projected}
     known["constant_rate"] = True if config.schedule.name == "constant" else None
     known["signal_share"] = signal_share(config, inputs)
+    normed = config.model.name == "deep_mlp" and config.model.knobs["norm"] == "batch"
+    known["batch_norm"] = True if normed else None
     shared = {name: value for name, value in known.items() if value is not None}
     try:
         prediction = expect(config, inputs, correlations)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 MAX_SAMPLES = 256
-# So many batches stand for all.
-_BATCHES = 4
+# So many batches stand for all, of so many samples at least.
+_BATCHES, _SAMPLES = 4, 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,8 @@ class Inputs:
         if self.samples is None or self.targets is None:
             return []
         order = np.random.default_rng(0).permutation(len(self.samples))
-        parts = [order[start : start + size] for start in range(0, min(_BATCHES, len(order) // size) * size, size)]
+        count = min(max(_BATCHES, _SAMPLES // size), len(order) // size)
+        parts = order[: count * size].reshape(count, size)
         return [Batch(self.samples[part], guess - self.targets[part]) for part in parts]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from gradstab.assembly import build, build_initialised
+from gradstab.config.verdict_options import Thresholds
 from gradstab.data import Dataset, Split, load_data
 from gradstab.expectation import (
     caveats,
@@ -21,6 +22,7 @@ from gradstab.expectation import (
     window_correlations,
 )
 from gradstab.inputs import Inputs, inputs_of
+from gradstab.measure.diagnosis import Judge
 from gradstab.measure.probe import Probe
 from gradstab.reproducibility import generator
 from gradstab.step_scale import step_growth, step_scale
@@ -148,7 +150,7 @@ def test_what_has_no_theory_is_refused_in_one_line(
     with pytest.raises(NoTheory, match=reason):
         expect(config, inputs)
     record = theory_record(config, inputs)
-    assert set(record) <= {"reason", "step_scale", "constant_rate"}
+    assert set(record) <= {"reason", "step_scale", "constant_rate", "batch_norm"}
     assert reason in record["reason"]
     assert "\n" not in record["reason"]
 
@@ -343,3 +345,13 @@ def test_weight_decay_counts_where_it_is_part_of_the_weights_gradient(
     configure: Compose, inputs: Inputs, overrides: tuple[str, ...], decay: float | None
 ) -> None:
     assert theory_record(configure("model.depth=2", *overrides), inputs).get("decay") == decay
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+def test_the_judge_knows_of_batch_norm_whatever_theory_notes(configure: Compose, inputs: Inputs, norm: str) -> None:
+    words = ("act=relu", "init=kaiming_normal", "model.depth=8", "model.width=512", "batch_size=32")
+    record = theory_record(configure(*words, f"model.norm={norm}"), inputs)
+    assert (record.get("batch_norm") is True) == (norm == "batch")
+    assert record["notes"] == []
+    judge = Judge([f"{i:02d}_hidden" for i in range(9)], 8, Thresholds(), theory=record)
+    assert judge._batch_norm == (norm == "batch")

@@ -52,7 +52,7 @@ class Judge:
         self._thresholds = thresholds
         self._theory = theory or {}
         said = (*(self._theory.get("notes") or ()), self._theory.get("reason") or "")
-        self._batch_norm = any(str(note).startswith("norm=batch") for note in said)
+        self._batch_norm = "batch_norm" in self._theory or any(str(note).startswith("norm=batch") for note in said)
         self.adaptive = adaptive
         self.arrange(hidden, self._layers[:hidden] if depth_layers is None else depth_layers)
         self._losses = Losses(thresholds, chance_loss, least_loss)
@@ -167,7 +167,7 @@ class Judge:
         if not kinds:
             return None
         for finding in self.verdict().findings:
-            # What was so before the first update is no sign of what updates do, nor is what is only foretold of them.
+            # What was so before the first update is no sign of what updates do, nor what is only foretold.
             looks = finding.persistence - (finding.first_step == self._first)
             lasting = looks >= self._thresholds.stop_persistence and finding.rule != "deep_steps"
             if finding.kind in kinds and (lasting or finding.kind == "non_finite"):

@@ -47,7 +47,7 @@ class JudgedWriter(EventWriter):
         self._rehearses = False
 
     def rehearsal(self) -> JudgedWriter:
-        """A ledger whose judge knows all that this one's does, and which writes nothing."""
+        """A writer whose judge knows all that this one's does, and which writes nothing."""
         twin = copy.copy(self)
         twin.judge, twin._unknown, twin._rehearses = copy.deepcopy(self.judge), {}, True
         return twin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +63,12 @@ def activation(name: str, *, slope: float = 0.01, alpha: float = 1.0) -> Activat
     ``slope`` is that of leaky_relu, ``alpha`` that of elu; the others ignore both. PReLU is taken as it starts, with
     a slope of 1/4. Raises ValueError for a name that does not exist, and for knobs that are no finite numbers.
     """
+    known: Any
     for knob, value in (("slope", slope), ("alpha", alpha)):
-        if not isinstance(value, int | float | np.number) or not -1e100 < value < 1e100:
+        # Not in a precision that may hold no such limit.
+        given = cast(Any, value)
+        known = given.item() if isinstance(given, np.number) else given
+        if not isinstance(known, int | float) or not abs(known) < 1e100:
             raise ValueError(f"act={name}: {knob}={value!r}: has to be a finite number, below 1e100")
     if name == "leaky_relu":
         return _rectifier(name, slope)

@@ -32,7 +32,7 @@ def check_network(
     batch_size: int | None = None,
     c0: float = 0.0,
 ) -> None:
-    """Raises ValueError for what no network can have, :class:`NoTheory` for layer norm over one or two numbers."""
+    """Raises ValueError for what no network can have, :class:`NoTheory` for layer norm over fewer than 8 numbers."""
     if isinstance(cast(object, widths), str) or not isinstance(widths, Sequence | np.ndarray):
         raise ValueError(f"widths={widths!r}: has to be a list of whole numbers of at least 1")
     if not all(_is_count(width) for width in widths):

@@ -20,7 +20,7 @@ SIZE = 32
 # So many layers from the inputs are followed; further up samples look alike, but for the gradients of their classes.
 FOLLOWED = 24
 # Deeper networks' factors hang on their first layers by less than a thousandth.
-_DEEPEST = 200
+DEEPEST = 200
 _UNITS = 256
 
 
@@ -86,7 +86,7 @@ def corrections(
     """
     layers = len(known) - 1
     found = np.ones(layers)
-    count = 0 if layers > _DEEPEST else min(FOLLOWED, layers)
+    count = 0 if layers > DEEPEST else min(FOLLOWED, layers)
     if not count or not batches:
         return found
     random = np.random.default_rng(0)

@@ -132,7 +132,7 @@ def predict_lenet5(
         )
     if not isinstance(correlations, Sequence | np.ndarray) or len(correlations) != 2:
         raise ValueError(f"correlations={correlations!r}: has to be two correlations, or None")
-    if any(correlation != correlation for correlation in correlations if isinstance(correlation, float)):
+    if any(correlation != correlation for correlation in correlations if np.ndim(correlation) == 0):
         raise NoTheory("correlations: there is nothing to correlate where pre-activations are 0, inf or NaN")
     check_correlation("correlations", *correlations)
     act_knobs, init_knobs = checked_knobs("act_knobs", act_knobs), checked_knobs("init_knobs", init_knobs)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from gradstab.theory.activations import Activation, Array, activation
 from gradstab.theory.amplification import notes_on_width
 from gradstab.theory.arguments import check_network, checked_knobs, lengths_of
-from gradstab.theory.batches import FOLLOWED, Batch, corrections
+from gradstab.theory.batches import DEEPEST, FOLLOWED, Batch, corrections
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble, passed_on
 from gradstab.theory.quadrature import gaussian_expectation
@@ -167,7 +167,7 @@ def _through_batches(
 
 def _note_on_alike(norm: str, shown: bool, depth: int) -> Iterator[str]:
     """A line where batch norm's samples are taken for more alike than those of data are."""
-    if norm == "batch" and not shown:
+    if norm == "batch" and (not shown or depth > DEEPEST):
         yield "norm=batch: inputs are taken as equally long and correlated, as real data are only some layers up"
     elif norm == "batch" and depth > FOLLOWED:
         yield (
