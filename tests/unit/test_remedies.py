@@ -616,7 +616,7 @@ def test_branches_that_start_at_nothing_come_with_weights_of_moderate_size(confi
     [
         (["clip=norm", "clip.max_norm=1e-5"], "clip.max_norm=1"),
         (["penalty=l2", "penalty.strength=0.1"], "penalty.strength=0.0001"),
-        (["constraint=weight_clip", "constraint.bound=0.001"], "constraint.bound=0.27"),
+        (["constraint=weight_clip", "constraint.bound=0.001"], "constraint.bound=0.1"),
     ],
 )
 def test_other_networks_come_with_usual_bounds(

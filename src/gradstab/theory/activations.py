@@ -63,11 +63,8 @@ def activation(name: str, *, slope: float = 0.01, alpha: float = 1.0) -> Activat
     ``slope`` is that of leaky_relu, ``alpha`` that of elu; the others ignore both. PReLU is taken as it starts, with
     a slope of 1/4. Raises ValueError for a name that does not exist, and for knobs that are no finite numbers.
     """
-    known: Any
-    for knob, value in (("slope", slope), ("alpha", alpha)):
-        # Not in a precision that may hold no such limit.
-        given = cast(Any, value)
-        known = given.item() if isinstance(given, np.number) else given
+    for knob, value in cast(Any, (("slope", slope), ("alpha", alpha))):
+        known = value.item() if isinstance(value, np.number) else value
         if not isinstance(known, int | float) or not abs(known) < 1e100:
             raise ValueError(f"act={name}: {knob}={value!r}: has to be a finite number, below 1e100")
     if name == "leaky_relu":
