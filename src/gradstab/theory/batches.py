@@ -17,6 +17,8 @@ from gradstab.theory.variances import Variances
 
 # Batches of 128 differ from equally correlated ones as batches of 32 do, within a few tenths of a percent.
 SIZE = 32
+# The expected squared gradient is infinite below.
+LEAST = 4
 # So many layers from the inputs are followed; further up samples look alike, but for the gradients of their classes.
 FOLLOWED = 24
 # Deeper networks' factors hang on their first layers by less than a thousandth.
@@ -35,7 +37,12 @@ class Batch:
     errors: Array
 
     def __post_init__(self) -> None:
-        inputs, errors = np.shape(self.inputs), np.shape(self.errors)
+        try:
+            object.__setattr__(self, "inputs", np.asarray(self.inputs, dtype=np.float64))
+            object.__setattr__(self, "errors", np.asarray(self.errors, dtype=np.float64))
+        except (TypeError, ValueError):
+            raise ValueError("batches: inputs and errors have to be matrices of numbers") from None
+        inputs, errors = self.inputs.shape, self.errors.shape
         if len(inputs) != 2 or len(errors) != 2 or inputs[0] != errors[0] or not all(inputs):
             raise ValueError(
                 f"batches: inputs of shape {list(inputs)} and errors of shape {list(errors)}: have to be two matrices "
@@ -66,6 +73,19 @@ class _Units:
         own = (weighted * (self.x * pulled).sum(axis=1, keepdims=True)).T @ self.x / size**2
         found: Array = (_centred(spread) - along - along.T + own) / units
         return found
+
+
+def check_batches(batches: object, numbers: int) -> None:
+    """Raises ValueError for what is no list of batches of 4 to 256 samples of so many ``numbers``."""
+    if not isinstance(batches, Sequence) or not all(isinstance(batch, Batch) for batch in batches):
+        raise ValueError(f"batches={type(batches).__name__}: has to be a list of gradstab.theory.Batch")
+    for rows, columns in (batch.inputs.shape for batch in batches):
+        # Of more samples than units are drawn there is no root; of fewer, no expectation.
+        if columns != numbers or not LEAST <= rows <= _UNITS:
+            raise ValueError(
+                f"batches: inputs of shape [{rows}, {columns}]: have to be {LEAST} to {_UNITS} samples "
+                f"of {numbers} numbers"
+            )
 
 
 def corrections(

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from gradstab.theory.activations import Activation, Array, activation
 from gradstab.theory.amplification import notes_on_width
 from gradstab.theory.arguments import check_network, checked_knobs, lengths_of
-from gradstab.theory.batches import DEEPEST, FOLLOWED, Batch, corrections
+from gradstab.theory.batches import DEEPEST, FOLLOWED, Batch, check_batches, corrections
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble, passed_on
 from gradstab.theory.quadrature import gaussian_expectation
@@ -59,7 +59,7 @@ def predict(
     averaged over samples, of which the means over equal parts stand for many (32 up to 50 layers, fewer in deeper
     ones). ``batch_size`` (None: infinite) and ``c0``, two inputs' mean ⟨x, x'⟩/N_0 over q0, matter to BatchNorm alone,
     which takes all samples as equally correlated and alike in length, but for what it is shown of the data in
-    ``batches`` (:mod:`gradstab.theory.batches`).
+    ``batches`` (:mod:`gradstab.theory.batches`), of 4 to 256 samples [B, N_0] each.
 
     q^1 = σ_w² q0 + σ_b²; q^{l+1} = [q^l] + s² (σ_w² forward(q^l) + σ_b²);
     E‖δ^l‖² = ([1] + s² σ_w² backward(q^l)) E‖δ^{l+1}‖². What is in brackets is a residual block's stream, on which δ
@@ -72,11 +72,11 @@ def predict(
     check_network(widths, dropout, norm, norm_position, batch_size, c0)
     act_knobs, init_knobs = checked_knobs("act_knobs", act_knobs), checked_knobs("init_knobs", init_knobs)
     fans = [Fan(fan_in, fan_out) for fan_in, fan_out in pairwise(widths)]
-    depth = len(fans) - 1
-    if depth < 1:
+    if (depth := len(fans) - 1) < 1:
         raise NoTheory("depth=0: there is no hidden layer to predict anything about")
     phi = activation(act, **act_knobs)
     unit = build_unit(phi, norm, norm_position, batch_size, dropout)
+    check_batches(batches, int(widths[0]))
     drawn = layer_variances(init, init_knobs, fans, act=act, act_knobs=act_knobs, dropout=dropout, bias=bias)
     lengths = lengths_of(q0, depth)
     if norm == "batch":

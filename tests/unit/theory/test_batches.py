@@ -95,11 +95,40 @@ def test_of_equally_correlated_samples_nothing_changes() -> None:
         (np.ones((3, 2)), np.ones((4, 2)), "a row for each sample"),
         (np.ones((0, 2)), np.ones((0, 2)), "a row for each sample"),
         (np.full((3, 2), np.nan), np.ones((3, 2)), "have to be finite"),
+        ([[1, "a"]], np.ones((1, 2)), "have to be matrices of numbers"),
+        ([[1, 2], [3]], np.ones((2, 2)), "have to be matrices of numbers"),
     ],
 )
 def test_what_is_no_batch_is_refused(inputs: Any, errors: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Batch(inputs, errors)
+
+
+@pytest.mark.parametrize(
+    ("batches", "match"),
+    [
+        ([1, 2], "batches=list: has to be a list of gradstab.theory.Batch"),
+        (5, "batches=int: has to be a list"),
+        (
+            [Batch(np.ones((8, 7)), np.ones((8, 2)))],
+            r"inputs of shape \[8, 7\]: have to be 4 to 256 samples of 9 numbers",
+        ),
+        ([Batch(np.ones((3, 9)), np.ones((3, 2)))], r"inputs of shape \[3, 9\]: have to be 4 to 256 samples"),
+        ([Batch(np.ones((300, 9)), np.ones((300, 2)))], r"inputs of shape \[300, 9\]: have to be 4 to 256 samples"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(batches: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        predict(act="relu", widths=[9, 20, 20, 2], q0=1.0, norm="batch", batch_size=8, batches=batches)
+
+
+def test_lists_are_as_good_as_arrays() -> None:
+    rows = np.random.default_rng(0).normal(size=(8, 9))
+    network: dict[str, Any] = {"act": "relu", "widths": [9, 20, 20, 2], "q0": 1.0, "norm": "batch", "batch_size": 8}
+    found = [
+        predict(**network, batches=[one]) for one in (Batch(rows, np.eye(8)), Batch(rows.tolist(), np.eye(8).tolist()))
+    ]  # type: ignore[arg-type]
+    assert found[0].depth_factor == found[1].depth_factor
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-150, 1e-2, 1.0, 1e150])
