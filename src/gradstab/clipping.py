@@ -41,7 +41,7 @@ def norm_scale(norm: Tensor, max_norm: Tensor | float) -> Tensor:
 def value_clip(grad: Tensor, _weight: Tensor, norm: Tensor, max_value: float) -> tuple[Tensor, Tensor]:
     """``grad`` with each finite entry clamped to ±max_value, and its norm, [], which was ``norm`` (Mikolov 2012)."""
     clipped = torch.where(grad.abs() == math.inf, grad, grad.clamp(-max_value, max_value))
-    after = max_value * torch.linalg.vector_norm(clipped / max_value)
+    after = max_value * (clipped / max_value).square().sum().sqrt()
     return clipped, torch.where((clipped != grad).any(), after, norm)
 
 

@@ -240,6 +240,36 @@ def test_norms_of_every_precision(dtype: torch.dtype, scale: float) -> None:
     assert as_tensor(norms.take()).tolist() == pytest.approx(exact, rel=near)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_norms_of_large_matrices_keep_their_digits(dtype: torch.dtype, scale: float) -> None:
+    # Summed one after another in single precision, 5e6 squares are 1e-4 off.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 17000), nn.Embedding(2**12, 2**10)).to(dtype)
+    for parameter in model.parameters():
+        parameter.grad = (torch.randn(parameter.shape, dtype=torch.float64) * scale).to(dtype)
+    norms = WatchedNorms(model.parameters(), find_layers(model))
+    exact = [p.grad.double().square().sum().sqrt().item() for p in norms.parameters]  # type: ignore[union-attr]
+    assert as_tensor(norms.take()).tolist() == pytest.approx(exact, rel=5e-6)
+
+
+def test_large_gradients_that_are_missing_or_lie_otherwise_in_memory() -> None:
+    torch.manual_seed(0)
+    columns = nn.Parameter(torch.randn(400, 300).t())
+    model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 300), nn.Embedding(1000, 200, sparse=True))
+    model[0].weight = columns  # type: ignore[assignment]
+    norms = WatchedNorms(model.parameters(), find_layers(model))
+    for dense in (True, False):
+        columns.grad = torch.randn(400, 300).t()
+        model[2].weight.grad = torch.randn(1000, 200)  # type: ignore[assignment]
+        model[2].weight.grad = model[2].weight.grad if dense else model[2].weight.grad.to_sparse(1)  # type: ignore[operator, union-attr]
+        exact = [0.0 if p.grad is None else p.grad.to_dense().double().norm().item() for p in norms.parameters]
+        assert sum(value == 0 for value in exact) == 3
+        assert as_tensor(norms.take()).tolist() == pytest.approx(exact, rel=1e-6)
+    columns.grad[2, 3] = math.nan  # type: ignore[index]
+    assert math.isnan(as_tensor(norms.take())[0])
+
+
 def test_parameters_of_mixed_precision_and_missing_gradients() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 4).double(), nn.Linear(4, 4).bfloat16())

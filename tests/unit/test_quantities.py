@@ -31,6 +31,12 @@ def test_safe_norm_neither_overflows_nor_vanishes(size: float) -> None:
     assert q.safe_norm(x, 1).tolist() == pytest.approx([5 * size, 0.0], rel=1e-6)
 
 
+def test_safe_norm_keeps_its_digits_over_many_numbers() -> None:
+    x = torch.full((2**22,), 3.0)
+    assert q.safe_norm(x, 0).item() == pytest.approx(3 * 2**11, rel=1e-6)
+    assert q.safe_norm(x[:0], 0).item() == 0
+
+
 def test_safe_norm_keeps_inf_and_nan() -> None:
     x = torch.tensor([[1.0, math.inf], [1.0, math.nan], [3.0, 4.0]])
     first, second, third = q.safe_norm(x, 1).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -22,6 +23,10 @@ Quantities = dict[str, Tensor]
 
 # Between these, squares add up exactly enough in single precision.
 SMALLEST, LARGEST = 1e-16, 1e18
+
+# torch sums the squares of a norm on one core, and in single precision loses digits with every power of ten (6e-4 of
+# 1.7e7 entries); products of so many entries it sums on all cores, and of no more than a chunk to 1e-6.
+MANY, CHUNK = 1 << 16, 1 << 20
 
 
 @dataclass
@@ -93,8 +98,12 @@ class GradientNorms(Generic[L]):
         """
         if not self._on_cpu:
             return q.norms(grads, self._dtype).detach()
+        many = [i for i, n in enumerate(map(Tensor.numel, grads)) if n >= MANY and grads[i].is_contiguous()]
+        few = [grad for i, grad in enumerate(grads) if i not in many] if many else grads
         # It is quicker to read them one by one than to stack them.
-        values = list(map(Tensor.item, torch._foreach_norm(grads, 2, dtype=self._dtype)))
+        values = list(map(Tensor.item, torch._foreach_norm(few, 2, dtype=self._dtype))) if few else []
+        for i in many:
+            values.insert(i, _norm_of_many(grads[i], self._dtype))
         # NaN compares as it likes here; a norm that is NaN stays NaN in float64.
         if not (min(values) > SMALLEST and max(values) < LARGEST):
             for i, value in enumerate(values):
@@ -109,6 +118,15 @@ class GradientNorms(Generic[L]):
         own = norms[..., self._parameter_of]
         squares = torch.zeros(*own.shape[:-1], len(self.layers), dtype=own.dtype, device=own.device)
         return squares.index_add_(-1, self._layer_of, own**2).sqrt_()
+
+
+def _norm_of_many(grad: Tensor, dtype: torch.dtype | None) -> float:
+    """The norm of a contiguous gradient, its products summed in ``dtype`` or in its own."""
+    flat = grad.view(-1)
+    chunks = [flat] if len(flat) <= CHUNK else torch.split(flat, CHUNK)
+    if dtype is not None:
+        chunks = [chunk.to(dtype) for chunk in chunks]
+    return math.sqrt(sum(torch.dot(chunk, chunk).item() for chunk in chunks))
 
 
 class Probe(GradientNorms[Layer]):
@@ -143,7 +161,7 @@ class Probe(GradientNorms[Layer]):
             h_grad = torch.zeros_like(slot.h) if slot.h.grad is None else slot.h.grad
             values.setdefault("signal_grad_norm", []).append(q.signal_grad_norm(h_grad))
             values.setdefault("correlation", []).append(q.correlation(slot.h))
-            values.setdefault("weight_norm", []).append(effective_weight(layer).norm())
+            values.setdefault("weight_norm", []).append(q.safe_norm(effective_weight(layer).flatten(), 0))
             if layer.activation is not None:
                 assert slot.activation is not None
                 assert slot.activation_input is not None

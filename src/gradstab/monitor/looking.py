@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
-from gradstab.measure.quantities import Norms, as_tensor
+from gradstab.measure.quantities import Norms, as_tensor, safe_norm
 from gradstab.monitor import gradients
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import WatchedLayer
@@ -202,9 +202,8 @@ def update_ratios(layers: Sequence[WatchedLayer], before: Sequence[Sequence[Tens
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    norms: list[Tensor] = [torch.linalg.vector_norm(_real(tensor)) for tensor in tensors]
-    whole: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    return whole
+    norms = [safe_norm(_real(tensor).flatten(), 0) for tensor in tensors]
+    return norms[0] if len(norms) == 1 else safe_norm(torch.stack(norms), 0)
 
 
 def _real(x: Tensor) -> Tensor:
