@@ -32,8 +32,9 @@ from hydra import compose, initialize_config_module
 from torch import Tensor, nn
 
 from gradstab.assembly import build
+from gradstab.batching import Batches
 from gradstab.config import Config, from_hydra, register_schema
-from gradstab.data import Dataset, batches
+from gradstab.data import Dataset
 from gradstab.events import EventWriter
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.recorder import Latest, Recorder
@@ -109,7 +110,7 @@ def gradstab_loop(config: Config, inputs: Tensor | None, folder: Path) -> Conten
     train = parts.data.train if inputs is None else dataclasses.replace(parts.data.train, inputs=inputs)
     # An evaluation comes with the end of every fit; on one sample it costs nothing.
     parts.data = Dataset(train, dataclasses.replace(train, inputs=train.inputs[:1], targets=train.targets[:1]), 10)
-    stream = batches(train, config.batch, torch.Generator().manual_seed(0))
+    stream = Batches(train, config.batch, torch.Generator().manual_seed(0))
     folder.mkdir()
     judge = Judge(parts.probe.tags, len(parts.probe.hidden), config.verdict, chance_loss=math.log(10))
     recorder = Recorder(parts.probe, EventWriter(folder, parts.probe.tags), skip_non_finite=False, observers=[judge])

@@ -18,8 +18,8 @@ from hydra import compose, initialize_config_module
 
 from gradstab import reproducibility
 from gradstab.assembly import build
+from gradstab.batching import Batches
 from gradstab.config import Config, from_hydra, register_schema
-from gradstab.data import batches
 from gradstab.training import train_step
 
 NETWORKS = {
@@ -39,7 +39,7 @@ def configured(*overrides: str) -> Config:
 def steps_of(config: Config) -> Callable[[int], list[torch.Tensor]]:
     """A function that makes so many training steps and gives the weights."""
     parts = build(config)
-    stream = batches(parts.data.train, config.batch, reproducibility.generator(config.seed, "order"))
+    stream = Batches(parts.data.train, config.batch, reproducibility.generator(config.seed, "order"))
 
     def run(steps: int) -> list[torch.Tensor]:
         reproducibility.set_determinism(config.deterministic)

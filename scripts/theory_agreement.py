@@ -21,8 +21,9 @@ from hydra import compose, initialize_config_module
 
 from gradstab import reproducibility
 from gradstab.assembly import build
+from gradstab.batching import Batches
 from gradstab.config import Config, from_hydra, register_schema
-from gradstab.data import Dataset, batches, load_data
+from gradstab.data import Dataset, load_data
 from gradstab.expectation import expect, window_correlations
 from gradstab.inputs import Inputs, inputs_of
 from gradstab.theory.prediction import fit_depth_factor
@@ -126,7 +127,7 @@ def measured(config: Config, data: Dataset) -> tuple[np.ndarray, tuple[float, fl
     if config.model.name == "lenet5":
         found = window_correlations(parts.model, data.train.inputs[: config.batch])
     order = reproducibility.generator(config.seed, "order")
-    inputs, targets, _ = next(batches(parts.data.train, config.batch, order))
+    inputs, targets, _ = next(Batches(parts.data.train, config.batch, order))
     torch.manual_seed(reproducibility.stream_seed(config.seed, "dropout"))
     parts.model.train()
     with parts.probe.watching() as read:

@@ -31,9 +31,9 @@ from other_rules import Seen, autotrainer, sagemaker
 
 from gradstab import reproducibility
 from gradstab.assembly import build
+from gradstab.batching import Batches
 from gradstab.config import Config, from_hydra
 from gradstab.config.optimizer_options import ADAPTIVE
-from gradstab.data import batches
 from gradstab.encoding import Vector
 from gradstab.errors import GradstabError
 from gradstab.events import EventWriter
@@ -244,7 +244,7 @@ def trained(settings: dict[str, Any], look: bool = True) -> dict[str, Any]:
     every = max(config.total_steps // 20, 1)
     order = reproducibility.generator(config.seed, "order")
     torch.manual_seed(reproducibility.stream_seed(config.seed, "dropout"))
-    stream = batches(parts.data.train, config.batch, order)
+    stream = Batches(parts.data.train, config.batch, order)
     said: dict[str, dict[str, list[str]]] = {}
     losses: list[float] = []
     parts.model.train()

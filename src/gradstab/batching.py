@@ -59,8 +59,3 @@ class Batches:
         if state_dict["given"] and not self._everything:
             self._shuffle()
         self._given = state_dict["given"]
-
-
-def batches(split: Split, batch_size: int, generator: torch.Generator) -> Batches:
-    """Batches of a split, in a random order; see :class:`Batches`."""
-    return Batches(split, batch_size, generator)

@@ -1,4 +1,4 @@
-"""Data sets as tensors on the device, and batches drawn from them by index."""
+"""Data sets as tensors on the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstab.batching import batches as batches
 from gradstab.config.training_options import N_TEST, N_TRAIN, SAMPLES
 from gradstab.errors import DataError
 

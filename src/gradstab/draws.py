@@ -10,9 +10,10 @@ import torch
 
 from gradstab import reproducibility
 from gradstab.assembly import build
+from gradstab.batching import Batches
 from gradstab.config import Config
 from gradstab.config.probe_options import ProbeKnobs
-from gradstab.data import Dataset, batches
+from gradstab.data import Dataset
 from gradstab.encoding import Vector
 from gradstab.examination import correlations_of
 from gradstab.jacobians import Jacobians, jacobians
@@ -80,7 +81,7 @@ class Step:
 
 def _batch(config: Config, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
     order = reproducibility.generator(config.seed, "order")
-    inputs, targets, _ = next(batches(parts.data.train, config.batch, order))
+    inputs, targets, _ = next(Batches(parts.data.train, config.batch, order))
     return inputs, targets
 
 

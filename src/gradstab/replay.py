@@ -14,8 +14,8 @@ import torch
 
 from gradstab import checkpoint, reproducibility
 from gradstab.assembly import build
+from gradstab.batching import Batches
 from gradstab.config import Config, from_hydra, to_container
-from gradstab.data import batches
 from gradstab.errors import GradstabError
 from gradstab.evaluation import evaluate
 from gradstab.forensics.look import look_at, look_at_evaluation
@@ -142,7 +142,7 @@ def rerun(config: Config, max_norm: float | None, steps: int, seconds: float = m
     parts = build(config if max_norm is None else clipped_at(config, max_norm))
     parts.check_every_step = True
     torch.manual_seed(reproducibility.stream_seed(config.seed, "dropout"))
-    stream = batches(parts.data.train, config.batch, reproducibility.generator(config.seed, "order"))
+    stream = Batches(parts.data.train, config.batch, reproducibility.generator(config.seed, "order"))
     parts.model.train()
     losses = [math.nan, math.nan]
     for step in range(steps):

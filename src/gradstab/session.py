@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from gradstab import checkpoint, dashboard, plain, reproducibility, run_directory
+from gradstab.batching import Batches
 from gradstab.config import Config, to_container
-from gradstab.data import batches
 from gradstab.errors import GradstabError
 from gradstab.events import EventWriter, whole_bytes
 from gradstab.examination import Examination
@@ -47,7 +47,7 @@ class Session:
             observers.append(self.pictures)
         self.recorder = Recorder(parts.probe, self.writer, skip_non_finite=parts.skip_non_finite, observers=observers)
         order = reproducibility.generator(config.seed, "order")
-        self.stream = batches(parts.data.train, config.batch, order)
+        self.stream = Batches(parts.data.train, config.batch, order)
         self.progress = Progress(outcome=Outcome(latest=self.recorder.latest))
         self._began = time.perf_counter()
         self._earlier = 0.0

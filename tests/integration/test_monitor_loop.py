@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gradstab import reproducibility, watch
 from gradstab.assembly import build
-from gradstab.data import batches
+from gradstab.batching import Batches
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.events import read_records
 from gradstab.measure.afterwards import judge_records
@@ -77,7 +77,7 @@ def test_a_plain_loop_records_what_gradstab_train_records(
     record = run(config, tmp_path / "train")
     parts = build(config)
     order = reproducibility.generator(config.seed, "order")
-    stream = batches(parts.data.train, config.batch, order)
+    stream = Batches(parts.data.train, config.batch, order)
     torch.manual_seed(reproducibility.stream_seed(config.seed, "dropout"))
     watched = parts.model if own else plain_body(parts.model)
     parts.model.train()

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gradstab import training
 from gradstab.assembly import build
+from gradstab.batching import Batches
 from gradstab.config import GROUPS, OPTIONS
-from gradstab.data import batches
 from gradstab.events import EventWriter, read_records
 from gradstab.measure.recorder import Recorder
 from gradstab.reproducibility import generator
@@ -144,7 +144,7 @@ def test_same_seed_same_run_bit_for_bit_and_another_seed_another(configure: Comp
 def test_streams_are_apart(configure: Compose) -> None:
     """Runs that differ in activation, depth, dropout or init see the same batches."""
     order = [
-        next(batches(build(configure("device=cpu", *SMALL[2:], *o)).data.train, 32, generator(0, "order")))[2]
+        next(Batches(build(configure("device=cpu", *SMALL[2:], *o)).data.train, 32, generator(0, "order")))[2]
         for o in [(), ("act=tanh",), ("model.depth=7",), ("model.dropout=0.5", "init=orthogonal")]
     ]
     assert all(torch.equal(order[0], indices) for indices in order[1:])
@@ -155,7 +155,7 @@ def test_streams_are_apart(configure: Compose) -> None:
 
 def test_batches_cover_an_epoch_without_repeats(configure: Compose) -> None:
     train = build(configure("device=cpu", *SMALL)).data.train
-    stream = batches(train, 100, generator(3, "order"))
+    stream = Batches(train, 100, generator(3, "order"))
     epochs = [torch.cat([next(stream)[2] for _ in range(len(train) // 100)]) for _ in range(2)]
     assert all(len(set(epoch.tolist())) == 1400 for epoch in epochs)
     assert not torch.equal(*epochs)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
-from gradstab.config.compose import read_knobs
 from gradstab.config.fields import number
+from gradstab.config.words import read_words
 from gradstab.errors import ConfigError
 
 PREFIX = "probe."
@@ -35,25 +34,10 @@ def probe_knobs(words: Sequence[str]) -> ProbeKnobs:
 
     Raises :class:`ConfigError` with one line for each thing that is wrong.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    given: dict[str, Any] = {}
     for word in words:
         if not word.startswith(PREFIX):
             raise ConfigError(f"{word}: a probe's knobs are set one by one; allowed: {', '.join(PROBE_KEYS)}")
-        try:
-            override = parser.parse_override(word)
-        except HydraException as error:
-            raise ConfigError(f"{word}: cannot be read; allowed: KEY=VALUE") from error
-        if override.is_sweep_override():
-            raise ConfigError(f"{word}: several values; allowed: one, as a probe looks at one network")
-        name = word.split("=")[0].removeprefix(PREFIX)
-        if name in given:
-            raise ConfigError(f"{word}: {PREFIX}{name} was given already; allowed: once")
-        given[name] = override.value()
-    knobs = read_knobs(ProbeKnobs, given, "probe")
+    knobs, given = read_words(ProbeKnobs, words, "probe", single="a probe looks at one network")
     if "samples" in given and not knobs.jacobian:
         raise ConfigError(f"probe.samples={knobs.samples}: no effect without probe.jacobian=true")
     return knobs

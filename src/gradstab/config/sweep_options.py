@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gradstab.config.compose import one_of, read_knobs
+from gradstab.config.compose import one_of
 from gradstab.config.fields import checked, comma_separated
+from gradstab.config.words import read_words
 from gradstab.errors import ConfigError
 
 PREFIX = "sweep."
@@ -52,27 +53,15 @@ def is_sweep_word(word: str) -> bool:
     return word.startswith((PREFIX, "objective="))
 
 
+def _several(word: str) -> str:
+    """To Hydra, commas are a sweep; after ``sweep.retry=`` they stand between kinds."""
+    name, _, value = word.partition("=")
+    return f"{name}=[{value}]" if name == f"{PREFIX}retry" and "," in value and value[0] not in "[\"'" else word
+
+
 def sweep_knobs(words: Sequence[str]) -> SweepKnobs:
     """The knobs that ``words`` set, each ``sweep.NAME=VALUE``; :class:`ConfigError` with a line for each wrong one."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    given: dict[str, Any] = {}
-    for word in words:
-        name, _, value = word.removeprefix(PREFIX).partition("=")
-        if name in given:
-            raise ConfigError(f"{word}: {PREFIX}{name} was given already; allowed: once")
-        # To Hydra, commas are a sweep; here they are several kinds.
-        quoted = f"{PREFIX}{name}=[{value}]" if name == "retry" and "," in value and value[0] not in "[\"'" else word
-        try:
-            override = parser.parse_override(quoted)
-        except HydraException as error:
-            raise ConfigError(f"{word}: cannot be read; allowed: KEY=VALUE") from error
-        if override.is_sweep_override():
-            raise ConfigError(f"{word}: several values; allowed: one, as it is about the whole sweep")
-        given[name] = override.value()
-    knobs = read_knobs(SweepKnobs, given, "sweep")
+    knobs, _ = read_words(SweepKnobs, [_several(word) for word in words], "sweep", single="it is about the whole sweep")
     if knobs.force and knobs.retry is not None:
         raise ConfigError(f"sweep.retry={','.join(comma_separated(knobs.retry))}: no effect with sweep.force=true")
     return knobs
