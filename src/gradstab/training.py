@@ -13,6 +13,7 @@ from torch import Tensor
 from gradstab.errors import Interrupted
 from gradstab.evaluation import evaluate
 from gradstab.measure.diagnosis import Judge
+from gradstab.measure.losses import STUCK_STEPS
 from gradstab.measure.quantities import as_tensor, finite
 from gradstab.measure.recorder import NonFinite, Recorder, StepRecord
 from gradstab.parts import Parts
@@ -22,7 +23,6 @@ __all__ = ["Display", "Outcome", "Parts", "Plan", "Progress", "Saver", "evaluate
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
-STUCK_STEPS = 100
 # How often a run is judged between evaluations, where a verdict may end it.
 JUDGED_STEPS = 64
 

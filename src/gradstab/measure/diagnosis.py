@@ -13,7 +13,7 @@ import numpy as np
 from gradstab.config.verdict_options import KINDS, Thresholds
 from gradstab.encoding import Vector, as_written
 from gradstab.measure.depth import said_of_depth
-from gradstab.measure.losses import Losses, Recovery
+from gradstab.measure.losses import Losses, Recovery, Skips
 from gradstab.measure.rules import Broken, Holding, Profile, broken, profile_rules
 from gradstab.measure.step_rules import ERRANT, Course, course_rules, step_rules
 from gradstab.measure.verdict import Finding, Verdict
@@ -55,7 +55,7 @@ class Judge:
         self._batch_norm = "batch_norm" in self._theory or any(str(note).startswith("norm=batch") for note in said)
         self.adaptive = adaptive
         self.arrange(hidden, self._layers[:hidden] if depth_layers is None else depth_layers)
-        self._losses = Losses(thresholds, chance_loss, least_loss)
+        self._losses, self._skips = Losses(thresholds, chance_loss, least_loss), Skips()
         self._early_norms: list[float] = []
         self._log_norms: deque[float] = deque(maxlen=thresholds.jump_window + 1)
         self._recovery, self._recovering, self._seen, self._first = Recovery(), False, 0, 0
@@ -81,12 +81,12 @@ class Judge:
             self._take_evaluation(step, tested, scalars.get("test/accuracy", 0.0))
         loss = scalars.get("train/loss")
         # A step that the loss scaler skipped overflowed by design, and changed nothing.
-        if scalars.get("amp/skipped") or (loss is None and "grad_norm" not in vectors):
+        skipped = "amp/skipped" in scalars and self._skips.forgive(scalars["amp/skipped"] > 0, loss)
+        if skipped or (loss is None and "grad_norm" not in vectors):
             return
         if step != self._step + 1:
             self._log_norms.clear()  # Only steps in a row tell what one of them does.
-        self._step = step
-        self._first, self._seen = step if self._seen == 0 else self._first, self._seen + 1
+        self._step, self._first, self._seen = step, step if self._seen == 0 else self._first, self._seen + 1
         norm = scalars.get("global_grad_norm/pre_clip")
         if norm is not None and math.isfinite(norm):
             if len(self._early_norms) < EARLY_STEPS:

@@ -11,6 +11,8 @@ from gradstab.encoding import Vector
 ROUNDING = 1e-6
 # The share of a step's level in the trend, which follows some twenty steps.
 PACE = 0.05
+# So many steps skipped in a row, or so many with a loss that is not finite, are no loss scaler's search for its factor.
+STUCK_STEPS, BROKEN_LOSSES = 100, 5
 
 
 class Losses:
@@ -99,3 +101,16 @@ class Recovery:
         first_loss, first_error = self._first
         fewer = error < t.recovery * first_error < math.inf
         return fewer and loss <= first_loss and step - self._at <= t.patience
+
+
+class Skips:
+    """The steps in a row that a loss scaler has skipped: up to when that is its work, and no sign of anything."""
+
+    def __init__(self) -> None:
+        self._skipped, self._broken = 0, 0
+
+    def forgive(self, skipped: bool, loss: float | None) -> bool:
+        """Whether the next step was skipped as scalers do: not for ever, nor for a loss that is itself inf or NaN."""
+        self._skipped = self._skipped + 1 if skipped else 0
+        self._broken = self._broken + 1 if skipped and loss is not None and not math.isfinite(loss) else 0
+        return skipped and self._skipped < STUCK_STEPS and self._broken < BROKEN_LOSSES

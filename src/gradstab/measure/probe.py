@@ -27,6 +27,7 @@ SMALLEST, LARGEST = 1e-16, 1e18
 # torch sums the squares of a norm on one core, and in single precision loses digits with every power of ten (6e-4 of
 # 1.7e7 entries); products of so many entries it sums on all cores, and of no more than a chunk to 1e-6.
 MANY, CHUNK = 1 << 16, 1 << 20
+HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -77,8 +78,8 @@ class GradientNorms(Generic[L]):
         self._parameter_of = torch.tensor([parameter for parameter, _ in pairs], device=device)
         self._layer_of = torch.tensor([layer for _, layer in pairs], device=device)
         self._one_each = pairs == [(i, i) for i in range(len(self.layers))]
-        half = self.parameters[0].dtype in (torch.bfloat16, torch.float16)
         # On a GPU the wider sum is free next to the memory traffic; on the CPU it would double the cost of a norm.
+        half = self.parameters[0].dtype in HALF
         self._dtype = torch.float64 if device.type == "cuda" else torch.float32 if half else None
         self._on_cpu = device.type == "cpu"
 
@@ -98,12 +99,15 @@ class GradientNorms(Generic[L]):
         """
         if not self._on_cpu:
             return q.norms(grads, self._dtype).detach()
-        many = [i for i, n in enumerate(map(Tensor.numel, grads)) if n >= MANY and grads[i].is_contiguous()]
+        if not grads:
+            return []
+        many = {i for i, n in enumerate(map(Tensor.numel, grads)) if n >= MANY and grads[i].is_contiguous()}
+        dtype = torch.float32 if grads[0].dtype in HALF else None
         few = [grad for i, grad in enumerate(grads) if i not in many] if many else grads
         # It is quicker to read them one by one than to stack them.
-        values = list(map(Tensor.item, torch._foreach_norm(few, 2, dtype=self._dtype))) if few else []
-        for i in many:
-            values.insert(i, _norm_of_many(grads[i], self._dtype))
+        values = list(map(Tensor.item, torch._foreach_norm(few, 2, dtype=dtype))) if few else []
+        for i in sorted(many):
+            values.insert(i, _norm_of_many(grads[i], dtype))
         # NaN compares as it likes here; a norm that is NaN stays NaN in float64.
         if not (min(values) > SMALLEST and max(values) < LARGEST):
             for i, value in enumerate(values):

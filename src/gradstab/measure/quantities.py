@@ -29,7 +29,7 @@ def norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor
 
 def as_tensor(values: Norms | Scalar) -> Tensor:
     """Norms, or one number, as a tensor; what is on the host in double precision."""
-    return values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+    return values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def finite(norms: Norms) -> bool:

@@ -125,7 +125,7 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
     def _some(self, chosen: Sequence[int], grads: Sequence[Any]) -> Tensor:
         """Norms [P] of these gradients, some of which may be missing, sparse, complex or on other devices."""
         present = [g for g in grads if g is not None]
-        plain = self._uniform and not any(g.is_sparse for g in present)
+        plain = self._uniform and all(g.layout is torch.strided for g in present)
         norms = torch.zeros(len(self.parameters), device=self.device, dtype=self._dtype or torch.float32)
         if not present:
             return norms

@@ -14,6 +14,7 @@ from gradstab.encoding import Vector
 from gradstab.events import EventWriter
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.diagnosis import Judge
+from gradstab.measure.losses import Skips
 
 SKIPPED = "amp/skipped"
 # A GradScaler's factor is a power of two, and never this small in practice.
@@ -42,14 +43,15 @@ class JudgedWriter(EventWriter):
         self.judge = judge
         self.depth = list(depth)
         self.divided, self.factor = 0, 1.0
-        self._scaled = scaled
+        self._scaled, self._skips = scaled, Skips()
         self._unknown: dict[int, set[str]] = {}
         self._rehearses = False
 
     def rehearsal(self) -> JudgedWriter:
         """A writer whose judge knows all that this one's does, and which writes nothing."""
         twin = copy.copy(self)
-        twin.judge, twin._unknown, twin._rehearses = copy.deepcopy(self.judge), {}, True
+        twin.judge, twin._skips = copy.deepcopy(self.judge), copy.copy(self._skips)
+        twin._unknown, twin._rehearses = {}, True
         return twin
 
     def leave_out(self, step: int, *tags: str) -> None:
@@ -82,11 +84,12 @@ class JudgedWriter(EventWriter):
         if self._scaled and "grad_norm" in vectors:
             known[SKIPPED] = float(skipped)
             self.skipped_steps += skipped
-        if self.non_finite is None and not skipped:
+        forgiven = self._skips.forgive(skipped, loss)
+        if self.non_finite is None and not forgiven:
             self.non_finite = self._non_finite(step, 0.0 if loss is None else loss, whole, vectors)
         self.latest_loss = self.latest_loss if loss is None else loss
         # Where a loss is known it tells whether training went on: a loop may leave out a broken gradient's update.
-        self.ends_broken = not skipped and not math.isfinite(whole if loss is None else loss)
+        self.ends_broken = (skipped or not math.isfinite(whole if loss is None else loss)) and not forgiven
         return known
 
     def _non_finite(self, step: int, loss: float, whole: float, vectors: Mapping[str, Vector]) -> dict[str, Any] | None:

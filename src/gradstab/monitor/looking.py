@@ -128,7 +128,8 @@ class Looker:
             return None
         norms, places = self.look(optimizer).norms, self.positions(optimizer)
         before, now = as_tensor(look.norms)[places], as_tensor(norms)[places]
-        if not changed and torch.allclose(before, now, rtol=1e-5, atol=0.0, equal_nan=True):
+        wide = torch.promote_types(before.dtype, now.dtype)
+        if not changed and torch.allclose(before.to(wide), now.to(wide), rtol=1e-5, atol=0.0, equal_nan=True):
             return None
         self._traceless |= not changed
         return norms
@@ -202,7 +203,7 @@ def update_ratios(layers: Sequence[WatchedLayer], before: Sequence[Sequence[Tens
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    norms = [safe_norm(_real(tensor).flatten(), 0) for tensor in tensors]
+    norms = [safe_norm(gradients.dense(_real(tensor)).flatten(), 0) for tensor in tensors]
     return norms[0] if len(norms) == 1 else safe_norm(torch.stack(norms), 0)
 
 

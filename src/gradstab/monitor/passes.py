@@ -98,7 +98,8 @@ class Passes:
                 self._fresh.append(call)
             # One loss after another may be sent back through the same graph; their gradients add up.
             earlier = call.grads.get(output)
-            call.grads[output] = grad.detach() if earlier is None else earlier + grad.detach()
+            # A copy, as whatever takes the gradient on may change it in place.
+            call.grads[output] = grad.detach().clone() if earlier is None else earlier + grad.detach()
 
         return hook
 
