@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +16,14 @@ from gradstab.config import Config
 from gradstab.config.probe_options import ProbeKnobs
 from gradstab.data import Dataset
 from gradstab.encoding import Vector
-from gradstab.examination import correlations_of
+from gradstab.examination import Examination, correlations_of
 from gradstab.jacobians import Jacobians, jacobians
 from gradstab.losses import chance_loss, least_loss
+from gradstab.measure.depth import depth_factor
+from gradstab.measure.diagnosis import Judge
 from gradstab.measure.quantities import as_tensor
 from gradstab.measure.symmetry import identical_units
+from gradstab.measure.verdict import Verdict
 from gradstab.training import Parts
 
 
@@ -77,6 +81,30 @@ class Step:
     loss: float
     global_norm: float
     vectors: dict[str, Vector]
+
+
+def judged(examination: Examination, step: Step) -> Judge:
+    """A judge who has seen one draw, as the event file's first step would hold it."""
+    scalars = {"train/loss": step.loss, "global_grad_norm/pre_clip": step.global_norm}
+    factor = depth_factor(step.vectors["signal_grad_norm"][: examination.hidden].tolist())
+    if factor is not None:
+        scalars |= {"depth_factor": factor.factor, "depth_factor_r2": factor.r2}
+    judge = examination.judge()
+    judge.observe(0, scalars, step.vectors)
+    return judge
+
+
+def trial(data: Dataset) -> Callable[[Config], Verdict]:
+    """What tries a configuration on this data: draws its network, makes one step, and gives the verdict on that."""
+
+    def verdict(config: Config) -> Verdict:
+        with torch.random.fork_rng(devices=[]):
+            parts = build(config, data)
+            examination, step = Examination.of(config, parts), _first_step(config, parts)
+            step.vectors["update_ratio"] = _update(parts, step)
+        return judged(examination, step).verdict()
+
+    return verdict
 
 
 def _batch(config: Config, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,11 +77,16 @@ class Examination:
             adaptive=self.config.optimizer.name in ADAPTIVE,
         )
 
-    def verdict(self, judge: Judge) -> Verdict:
-        """What the judge finds, with remedies."""
+    def verdict(self, judge: Judge, trial: Callable[[Config], Verdict] | None = None) -> Verdict:
+        """What the judge finds, with remedies, which a ``trial`` gives the verdict on one step of."""
         verdict = judge.verdict()
         remedies = remedies_for(
-            self.config, self.inputs, verdict, correlations=self.correlations, typical_norm=judge.typical_norm
+            self.config,
+            self.inputs,
+            verdict,
+            correlations=self.correlations,
+            typical_norm=judge.typical_norm,
+            trial=trial,
         )
         return replace(verdict, remedies=remedies)
 

@@ -15,14 +15,13 @@ from gradstab.config import Config
 from gradstab.config.probe_options import ProbeKnobs
 from gradstab.config.verdict_options import KINDS
 from gradstab.data import load_data
-from gradstab.draws import Step, draw
+from gradstab.draws import draw, judged, trial
 from gradstab.encoding import Vector
 from gradstab.examination import Examination
 from gradstab.expectation import expect
 from gradstab.inputs import inputs_of
 from gradstab.jacobians import Jacobians
 from gradstab.measure.depth import DepthFactor, depth_factor
-from gradstab.measure.diagnosis import Judge
 from gradstab.measure.verdict import HEALTHY, Verdict
 from gradstab.run_directory import plain
 from gradstab.theory import Prediction, activation, activation_statistics
@@ -124,7 +123,7 @@ def probe(config: Config, knobs: ProbeKnobs) -> Findings:
     theory = examination.theory
     prediction = None if "reason" in theory else expect(config, inputs, draws.correlations)
     factors = [depth_factor(step.vectors["signal_grad_norm"][:hidden].tolist()) for step in steps]
-    judges = [_judged(examination, step, factor) for step, factor in zip(steps, factors, strict=True)]
+    judges = [judged(examination, step) for step in steps]
     labels = [judge.verdict().labels for judge in judges]
     return Findings(
         tags=tags,
@@ -135,7 +134,7 @@ def probe(config: Config, knobs: ProbeKnobs) -> Findings:
         factors=[factor for factor in factors if factor is not None],
         theory=theory,
         scales=None if prediction is None else infinite_depth(config, prediction),
-        verdict=examination.verdict(judges[typical_draw(labels)]),
+        verdict=examination.verdict(judges[typical_draw(labels)], trial(data)),
         labels=labels,
         jacobian=draws.jacobian,
     )
@@ -153,16 +152,6 @@ def _over_seeds(name: str, values: Sequence[Vector]) -> Vector:
         if name in _SCALES:
             return np.asarray(np.exp(np.mean(np.log(stacked), axis=0, where=usable)))
         return np.asarray(np.mean(stacked, axis=0, where=usable))
-
-
-def _judged(examination: Examination, step: Step, factor: DepthFactor | None) -> Judge:
-    """A judge who has seen one draw, as the event file's first step would hold it."""
-    scalars = {"train/loss": step.loss, "global_grad_norm/pre_clip": step.global_norm}
-    if factor is not None:
-        scalars |= {"depth_factor": factor.factor, "depth_factor_r2": factor.r2}
-    judge = examination.judge()
-    judge.observe(0, scalars, step.vectors)
-    return judge
 
 
 def typical_draw(labels: Sequence[tuple[str, ...]]) -> int:

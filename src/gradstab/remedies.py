@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import numpy as np
 from gradstab.candidates import Expected, candidates
 from gradstab.config import Config, from_hydra, to_container
 from gradstab.config.registry import Option
-from gradstab.errors import ConfigError
+from gradstab.errors import ConfigError, GradstabError
 from gradstab.expectation import expect, signal_share
 from gradstab.inputs import Inputs
 from gradstab.measure.verdict import HEALTHY, Remedy, Verdict
+from gradstab.rates import fitting_rate
 from gradstab.theory import NoTheory, Prediction
 
 MOST = 6
@@ -29,6 +31,7 @@ def remedies_for(
     *,
     correlations: tuple[float, float] | None = None,
     typical_norm: float | None = None,
+    trial: Callable[[Config], Verdict] | None = None,
 ) -> tuple[Remedy, ...]:
     """At most six remedies, those that mean-field theory expects to work first, the smallest change before others.
 
@@ -38,7 +41,9 @@ def remedies_for(
     Changes to the network come with the depth factor that theory predicts for them, and only where that is steady over
     the depth, lengths stay moderate and dropout leaves a signal. Without theory, only changes to rates, clipping and
     optimizers are offered, and to LeNet-5's initial weights and norm. ``typical_norm`` is the global gradient norm of
-    the first steps, which a clipping threshold goes by.
+    the first steps, which a clipping threshold goes by. Where a gradient explodes, the first step says nothing of a
+    chain where it does not: such a chain comes with the rate that a ``trial``, the verdict on its own first step, says
+    that it stands.
     """
     if verdict.labels == (HEALTHY,):
         return ()
@@ -71,7 +76,23 @@ def remedies_for(
             tried.append(changed)
             unproven.append(Remedy(overrides, candidate.reason))
     ranked = [remedy for _, remedy in sorted(proven, key=lambda pair: pair[0])]
-    return (*first, *[*ranked, *unproven][: MOST - len(first) - len(others)], *others)
+    shown = [*ranked, *unproven][: MOST - len(first) - len(others)]
+    if trial is not None and "exploding" in verdict.labels:
+        shown = [_with_a_rate(config, remedy, trial) for remedy in shown]
+    return (*first, *shown, *others)
+
+
+def _with_a_rate(config: Config, remedy: Remedy, trial: Callable[[Config], Verdict]) -> Remedy:
+    """The same network at the rate that it stands, should it be a chain for whose depth steps are too large."""
+    changed = _applied(config, remedy.overrides)
+    if changed is None or not _is_chain(changed) or any(word.startswith("optimizer.lr=") for word in remedy.overrides):
+        return remedy
+    try:
+        words = fitting_rate(changed, trial(changed))
+    except (GradstabError, RuntimeError):
+        return remedy  # There may be no memory for another network.
+    overrides = (*remedy.overrides, *words)
+    return remedy if _applied(config, overrides) is None else replace(remedy, overrides=overrides)
 
 
 def _is_lenet(config: Config) -> bool:
@@ -143,6 +164,11 @@ def _signal_passes(config: Config, inputs: Inputs) -> bool:
     batch_norm = config.model.knobs["norm"] == "batch"
     limit = config.verdict.signal_share if batch_norm else config.verdict.stalled_signal_share
     return share is None or share >= limit
+
+
+def _is_chain(config: Config) -> bool:
+    """Whether neither skip paths nor batch norm let it stand larger steps."""
+    return config.model.knobs.get("residual", "none") == "none" and config.model.knobs.get("norm") != "batch"
 
 
 def _hidden(config: Config) -> int:

@@ -18,6 +18,7 @@ from gradstab.assembly import build, check_memory
 from gradstab.claims import claimed
 from gradstab.config import Config, to_container
 from gradstab.data import kept_data
+from gradstab.draws import trial
 from gradstab.errors import ConfigError, GradstabError, Interrupted
 from gradstab.examination import Examination
 from gradstab.interrupts import Stop, caught
@@ -133,7 +134,7 @@ def _run(
             ended = session.state_dict()
         checkpoints.finish(ended, completed=outcome.status == "completed")
         if parts.measure_norms:
-            record["verdict"] = examination.verdict(session.judge).to_dict()
+            record["verdict"] = examination.verdict(session.judge, trial(parts.data)).to_dict()
         if session.pictures is not None:
             session.pictures.finish(short=cell is None)
         session.writer.write_summary(dashboard.hparams_end(outcome.status == "completed"))

@@ -78,6 +78,21 @@ def test_copies_of_one_unit_are_told_although_the_loss_leaves_the_plateau(train:
     assert mended["test_accuracy"] > 0.8
 
 
+def test_where_a_gradient_explodes_chains_come_with_the_rate_that_their_own_first_step_allows(train: Train) -> None:
+    sick = ("act=identity", "model.depth=40", "model.width=32", "init.gain=2", "steps=150", "seed=0")
+    remedies = [remedy.overrides for remedy in Verdict.from_dict(train(*sick)["verdict"]).remedies]
+    (chain,) = [words for words in remedies if words[:2] == ("init=critical", "init.gain=1")]
+    assert [word.split("=")[0] for word in chain[2:]] == ["optimizer.lr"]
+    skipping = [words for words in remedies if words[0].startswith("model.residual")]
+    assert skipping
+    assert not any(word.startswith("optimizer.lr") for words in skipping for word in words)  # They stand larger steps.
+    without = train(*sick, *chain[:2])
+    mended = train(*sick, *chain)
+    assert mended["status"] == "completed"
+    assert mended["test_accuracy"] > 0.7
+    assert without["status"] == "diverged" or without["test_accuracy"] < mended["test_accuracy"] - 0.3
+
+
 def test_the_first_remedy_mends_the_network(train: Train) -> None:
     sick = ("model.depth=15", "model.width=64", "act=tanh", "init=xavier_normal", "init.gain=0.4", "steps=150")
     record = train(*sick)
