@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-MAX_SAMPLES = 256
+# So many samples are looked at, and more of fewer numbers each: they vary more in length and direction.
+MAX_SAMPLES, MAX_NUMBERS = 256, 1 << 14
 # So many batches stand for all, of so many samples at least.
 _BATCHES, _SAMPLES = 4, 128
 
@@ -53,9 +54,10 @@ class Inputs:
 
 
 def inputs_of(dataset: Dataset) -> Inputs:
-    """Measure up to 256 training samples, evenly spaced; works on any device and precision."""
+    """Measure up to 256 training samples, or 16,384 numbers, evenly spaced; works on any device and precision."""
     samples = dataset.train.inputs
-    chosen = np.linspace(0, len(samples) - 1, min(len(samples), MAX_SAMPLES)).astype(np.int64).tolist()
+    most = max(MAX_SAMPLES, MAX_NUMBERS // max(samples[0].numel(), 1))
+    chosen = np.linspace(0, len(samples) - 1, min(len(samples), most)).astype(np.int64).tolist()
     images = samples[chosen].detach().cpu().double()
     x: Array = images.numpy().reshape(len(chosen), -1)
     n = x.shape[1]

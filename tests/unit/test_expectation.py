@@ -55,11 +55,24 @@ def test_inputs_of_a_data_set_by_hand() -> None:
 
 
 def test_many_samples_are_thinned_out() -> None:
-    x = torch.arange(1.0, 1001).sqrt().unsqueeze(1)
+    x = torch.arange(1.0, 1001).sqrt().unsqueeze(1).expand(1000, 100)
     found = inputs_of(dataset(x))
     assert found.q0.shape == (256,)
     assert (found.q0[0], found.q0[-1]) == pytest.approx((1, 1000))
     assert inputs_of(dataset(torch.ones(1, 3))).c0 == 0
+
+
+def test_samples_of_few_numbers_are_more_because_they_differ_more() -> None:
+    x = torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0))
+    # Of a normal vector of n numbers, E[n / ‖x‖²] = n / (n - 2).
+    assert (1 / inputs_of(dataset(x)).q0).mean() == pytest.approx(8 / 6, rel=0.03)
+
+
+@pytest.mark.parametrize(("width", "said"), [(2, True), (3, True), (12, False), (64, False)])
+def test_layer_norm_of_inputs_that_differ_much_in_length_is_told_of(configure: Compose, width: int, said: bool) -> None:
+    x = torch.randn(2000, width, generator=torch.Generator().manual_seed(0))
+    notes = expect(configure("model.norm=layer"), inputs_of(dataset(x))).notes
+    assert any("differ so much in length" in note for note in notes) == said
 
 
 @pytest.mark.parametrize("side", [8, 28, 32])
