@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from gradstab.models.blocks import Model
 
-# Batch norm's theory is 7 % off for samples of 10 normal numbers, 12 % for 6, and many times for one.
+# Batch norm's theory is within 0.3 % for samples of 9 and 10 normal numbers, 2 to 5 % off for 2 to 6, 30 % for one.
 _FEW = 8
 # E[1/q] E[q] of the inputs, which is 1 for equal lengths, 1.3 for samples of 8 normal numbers and 2.7 for 3.
 _UNEVEN = 2.0
@@ -81,8 +81,8 @@ def expect(config: Config, inputs: Inputs, correlations: tuple[float, float] | N
     if config.model.name == "deep_mlp":
         if knobs["norm"] == "batch" and inputs.n_in < min(_FEW, config.batch - 1):
             raise NoTheory(
-                f"norm=batch: samples of {inputs.n_in} numbers span too few of a batch's directions, for theory takes "
-                "all pairs of samples as equally correlated"
+                f"norm=batch: samples of {inputs.n_in} numbers span too few of a batch's directions: batches differ "
+                "too much for some to stand for all"
             )
         batches = _batches(config, inputs)
         shared = {key: knobs[key] for key in ("norm", "norm_position", "dropout", "residual", "bias")}
