@@ -169,6 +169,21 @@ def test_the_command_in_config_yaml_works_as_it_stands(here: Here, tmp_path: Pat
     assert "fixes its options" in here(*command[1:], "act=tanh").stderr
 
 
+def test_paths_need_no_quotes_of_hydras(here: Here, tmp_path: Path) -> None:
+    for name in ("José", "run#1", "a&b", "a(b)", "a=b", "~x"):
+        assert (done := here("train", *TINY, f"out_dir={tmp_path}/{name}", "quiet=true")).returncode == 0, done.stderr
+        header = (tmp_path / name / "config.yaml").read_text().splitlines()[0]
+        again = here(*shlex.split(header.split(":", 1)[1])[1:], "--cfg", "job")
+        assert (again.returncode, again.stderr) == (0, "")
+    missing = here("probe", "data=mnist", "data.download=false", "data.root=José")
+    assert missing.stderr.startswith("gradstab: data.root=José: MNIST is not there")
+    words = ("-m", *TINY, "data=digits,gaussian", "data.dim=é", "seed=0")
+    assert "data=digits has no such knob" in here("train", *words).stderr
+    for _ in range(2):
+        assert here("train", "-m", *TINY, "seed=0,1", "out_dir=sweep#1", "quiet=true").returncode == 0
+    assert len(list(tmp_path.glob("sweep#1/*/run.json"))) == 2
+
+
 @pytest.mark.parametrize("columns", ["40", "60", "80", "140"])
 def test_numbers_stay_whole_in_a_narrow_terminal(here: Here, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
     monkeypatch.setenv("COLUMNS", columns)
@@ -221,11 +236,30 @@ def test_list(tmp_path: Path) -> None:
         (["--info=plugin"], "--info plugin", "did you mean plugins"),
         (["=3"], "=3: cannot be read", "KEY=VALUE"),
         (["experiment=remedy_clipping", "clip=value"], "experiment/remedy_clipping sets clip.max_norm", "max_value"),
-        (["steps=${nope}"], "steps", "nope"),
-        (["steps=${oc.env:NOPE_NOT_SET}"], "steps", "NOPE_NOT_SET"),
+        (["steps=${nope}"], "steps=${nope}: cannot be resolved", "'nope' not found"),
+        (["-m", "seed=1,2", "steps=${nope}"], "steps=${nope}: cannot be resolved", "'nope' not found"),
+        (["steps=${oc.env:NOPE_NOT_SET}"], "steps=${oc.env:NOPE_NOT_SET}: cannot be resolved", "NOPE_NOT_SET"),
+        (["+experiment=vanishing_sigmoid"], "+experiment=vanishing_sigmoid: is set", "allowed: experiment=vanishing"),
+        (["+act=tanh"], "+act=tanh: is set already", "allowed: act=tanh"),
+        (["++act=tanh"], "++act=tanh: is set already", "allowed: act=tanh"),
+        (["+optimizer.lr=0.1"], "+optimizer.lr=0.1: is set already", "allowed: optimizer.lr=0.1"),
+        (["act@foo=relu"], "act@foo=relu: an option has one place", "allowed: act=relu"),
+        (["act@=relu"], "act@=relu: an option has one place", "allowed: act=relu"),
+        (["experiment@_global_=x"], "experiment@_global_=x: an option has one place", "allowed: experiment=x"),
+        (["~act@foo"], "~act@foo: cannot be taken out", "KEY=VALUE"),
+        (["foo@bar=x"], "foo@bar=x: there is no such key", "allowed: seed"),
+        (["hydra=quiet"], "hydra=quiet: there is no such key", "allowed: seed"),
+        (["-m", "seed=0,1", "--cfg", "job"], "--cfg: not together with -m", "allowed: one of -m, --cfg, --info"),
+        (["--cfg", "job", "--info"], "--info: not together with --cfg", "allowed: one of -m, --cfg, --info"),
+        (["--resolve"], "--resolve: no effect without --cfg", "add --cfg job"),
+        (["--package", "x"], "--package: no effect without --cfg", "add --cfg job"),
+        (["--config-name", "experiment/small"], "experiment/small: is an option", "write experiment=small"),
         (["steps=1,2"], "steps=1,2", "-m"),
         (["optimizer=[sgd,adam]"], "optimizer=[sgd,adam]", "-m"),
         (["act=RELU"], "act=RELU", "did you mean"),
+        (["act=José"], "gradstab: act=José: ", "allowed: elu"),
+        (["out_dir=José,x"], "out_dir=José,x: cannot be read", """'KEY="VALUE"' for text with other characters"""),
+        (["seed==1"], "gradstab: seed==1: must be a whole number", "at least 0"),
         (["out_dir=" + "x" * 300], "out_dir=xxx", "cannot be written"),
         (["-m", "out_dir=p,", "seed=1"], "out_dir=p,", "KEY=VALUE"),
         (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder", "allowed: a run's own"),

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gradstab.config import GROUPS
+from gradstab.config.words import as_text
 from gradstab.errors import ConfigError
 
 # Compositions kept for the next cell; a sweep over more choices than this composes some of them again.
@@ -164,6 +165,7 @@ def tolerated(word: str) -> str:
     """A knob's word in a form that Hydra lets pass before a cell's own options are chosen, which may be others."""
     if word.partition(".")[0] not in GROUPS:
         return word
+    word = as_text(word)
     try:
         swept = OverridesParser.create().parse_override(word).is_sweep_override()
     except HydraException:

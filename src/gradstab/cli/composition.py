@@ -22,6 +22,7 @@ from gradstab.config.run import GROUPS
 from gradstab.config.sweep_options import FIGURES, SWEEP_KEYS, is_sweep_word
 from gradstab.config.sweep_options import PREFIX as SWEEP_PREFIX
 from gradstab.config.verdict_options import KINDS
+from gradstab.config.words import as_text
 from gradstab.errors import ConfigError, GradstabError
 
 # Those of Hydra's that have a use here.
@@ -52,11 +53,12 @@ def compose(
     sweep's where the configuration has no ``out_dir``. Raises :class:`ConfigError` with the reason where Hydra cannot
     compose it.
     """
-    overrides = [arg for arg in args if "=" in arg and not arg.startswith("-")]
+    overrides = [word for word in _split(args)[0] if "=" in word or word.startswith("~")]
     for arg in args:
         if arg.startswith("-") and arg.split("=")[0] not in flags:
             raise ConfigError(f"{arg}: there is no such flag; allowed: {', '.join(flags)}")
     _check_values(args)
+    _check_together(args)
     for text in overrides:
         if text.partition("=")[0] in CHOICES and text.partition("=")[2].startswith("["):
             raise ConfigError(f"{text}: a group takes one option; several are a sweep: -m with commas between them")
@@ -82,6 +84,17 @@ def _check_values(args: Sequence[str]) -> None:
         # --info does without a value, and an override may follow.
         if value and name in CHOSEN and value not in CHOSEN[name] and (given or name in VALUED or "=" not in value):
             raise ConfigError(f"{name} {value}: {one_of(CHOSEN[name], value)}")
+
+
+def _check_together(args: Sequence[str]) -> None:
+    """Refuse flags that exclude each other, and those that only go with another."""
+    given = {arg.partition("=")[0]: None for arg in _split(args)[1] if arg.startswith("-")}
+    modes = [arg for arg in args if arg in MULTIRUN][:1] + [flag for flag in given if flag in CHOSEN]
+    if len(modes) > 1:
+        raise ConfigError(f"{modes[1]}: not together with {modes[0]}; allowed: one of -m, --cfg, --info")
+    for flag in given:
+        if flag in ("--resolve", "--package", "-p") and not {"--cfg", "-c"} & set(given):
+            raise ConfigError(f"{flag}: no effect without --cfg; leave it out, or add --cfg job")
 
 
 def complete(args: list[str]) -> int:
@@ -182,6 +195,12 @@ def _register_resolvers(folder: str) -> None:
 
 def _in_hydras_order(args: Sequence[str]) -> list[str]:
     """``-m``, then all overrides, then the other flags: Hydra takes none of them between overrides."""
+    words, flags = _split(args)
+    return [*["-m"] * any(arg in MULTIRUN for arg in args), *map(as_text, words), *flags]
+
+
+def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides, and flags with their values; without those that ask for a sweep."""
     words: list[str] = []
     flags: list[str] = []
     before = ""
@@ -191,7 +210,7 @@ def _in_hydras_order(args: Sequence[str]) -> list[str]:
         valued = before in VALUED or (before in ("--info", "-i") and "=" not in arg)
         (flags if valued or arg.startswith("-") else words).append(arg)
         before = arg
-    return [*["-m"] * any(arg in MULTIRUN for arg in args), *words, *flags]
+    return words, flags
 
 
 def _from_run_directory(args: Sequence[str]) -> list[str]:

@@ -36,6 +36,9 @@ def check_folders(args: Sequence[str]) -> None:
     name = next(_values(args, _NAMES), "train").removesuffix(".yaml")
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise ConfigError(f"--config-name {name}: is no name of a configuration; allowed: that of a file in its folder")
+    group, within, option = name.rpartition("/")
+    if within and group in CHOICES:
+        raise ConfigError(f"--config-name {name}: is an option, no configuration of a run; write {group}={option}")
     for word in _values(args, _FOLDERS):
         if "\0" in word:
             raise ConfigError(f"--config-dir {word!r}: is no folder")

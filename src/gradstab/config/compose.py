@@ -22,6 +22,10 @@ T = TypeVar("T")
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 # Composed with a run, as an experiment may carry it, and no part of its configuration.
 _OF_THE_SWEEP = ("objective",)
+WITHOUT_DEFAULTS = (
+    "nothing to choose from: a run's own config.yaml fixes its options (allowed: knobs, and scalars such as seed=1); "
+    "a configuration of your own begins with defaults: [train, _self_]"
+)
 
 
 def register_schema() -> None:
@@ -65,7 +69,12 @@ def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
         try:
             composed = OmegaConf.to_container(composed, resolve=True)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}") from error
+            key = str(getattr(error, "full_key", ""))
+            # A sweep's cell has the word as Hydra's grammar writes it.
+            plain = (re.sub(r"\\(.)", r"\1", text) for text in overrides)
+            word = next((text for text in plain if text.lstrip("+").partition("=")[0] == key), key)
+            reason = str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ")
+            raise ConfigError(f"{word}: cannot be resolved ({reason}); allowed: plain values, ${{KEY}}") from error
     if not isinstance(composed, Mapping):
         raise ConfigError(f"the configuration is {composed!r}: it must be a mapping of keys to values")
 
@@ -74,6 +83,8 @@ def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
     renamed = [key.removesuffix(".name") for key in sorted(explicit) if key in {f"{group}.name" for group in GROUPS}]
     if renamed:
         raise ConfigError(*(f"{group}.name: is no knob; choose with {group}=OPTION" for group in renamed))
+    if all(composed.get(group) is None for group in GROUPS):
+        raise ConfigError(f"{', '.join(GROUPS)}: chosen nowhere; write defaults: [train, _self_] in the configuration")
     scalars = [f.name for f in fields(Run)]
     removed = [key for text in overrides if text.startswith("~") and (key := text[1:].partition("=")[0]) in scalars]
     if removed:
@@ -102,6 +113,11 @@ def _keys(text: str) -> Iterator[str]:
 def _read_option(group: str, node: Any, problems: list[str], typed: Mapping[str, str]) -> Option | None:
     name = node.get("name") if isinstance(node, Mapping) else node
     cls = OPTIONS[group].get(name) if isinstance(name, str) else None
+    if isinstance(node, Mapping) and name is None:
+        fitting = (n for n, cls in OPTIONS[group].items() if set(node) <= {f.name for f in fields(cls)})
+        wanted = f"name: {next(fitting, 'OPTION')}; {one_of(OPTIONS[group], '')}"
+        problems.append(f"{typed.get(group, group)}: its file names no option; write in it {wanted}")
+        return None
     if node is None:
         problems.append(f"{group}: a group cannot be empty; {one_of(OPTIONS[group], '')}")
         return None

@@ -1,4 +1,4 @@
-"""Knobs that the command line sets one by one beside a run's configuration: ``probe.*`` and ``sweep.*``."""
+"""Words of the command line in Hydra's grammar, and the knobs set beside a run's configuration by such words."""
 
 from __future__ import annotations
 
@@ -9,6 +9,32 @@ from gradstab.config.compose import read_knobs
 from gradstab.errors import ConfigError
 
 T = TypeVar("T")
+
+# What has a meaning in Hydra's grammar, or in a value between quotes.
+_GRAMMAR = frozenset("'\"\\[]{},")
+
+
+def as_text(word: str) -> str:
+    """``out_dir=/tmp/José`` as ``out_dir="/tmp/José"``: Hydra takes most characters between quotes only.
+
+    A word is left as it is where Hydra can read it, and where it may be meant as something else than plain text.
+    """
+    key, _, value = word.partition("=")
+    if not value or not value.isprintable() or _GRAMMAR & set(value) or _is_read(word):
+        return word
+    quoted = f'{key}="{value.strip()}"'
+    return quoted if _is_read(quoted) else word
+
+
+def _is_read(word: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(word)
+    except (HydraException, RecursionError):
+        return False
+    return True
 
 
 def read_words(cls: type[T], words: Sequence[str], group: str, *, single: str) -> tuple[T, set[str]]:
