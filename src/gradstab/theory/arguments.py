@@ -81,12 +81,21 @@ def check_variances(act: Activation, *, dropout: float = 0.0, **variances: float
 def check_lengths(act: Activation, q: ArrayLike, **variances: float) -> None:
     """As :func:`check_variances`, and ValueError where a mean square is negative or NaN."""
     check_variances(act, **variances)
-    try:
-        least = np.min(np.asarray(q, dtype=np.float64), initial=np.inf)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"q={q!r}: has to be a number of at least 0, or an array of them") from None
+    least = np.min(lengths(q), initial=np.inf)
     if not least >= 0:
         raise ValueError(f"q={least:g}: has to be at least 0")
+
+
+def lengths(q: ArrayLike) -> Array:
+    """A mean square or an array of them as numpy's; ValueError for what is none. Their range is not looked at."""
+    try:
+        values = np.asarray(q)
+        # Of these numpy makes a NaN, and of a complex number its real part.
+        if None in values.ravel().tolist() if values.dtype == object else np.iscomplexobj(values):
+            raise TypeError
+        return values.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"q={q!r}: has to be a number of at least 0, or an array of them") from None
 
 
 def checked_knobs(kind: str, given: Mapping[str, float] | None) -> Mapping[str, float]:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array
-from gradstab.theory.arguments import check_variances
+from gradstab.theory.arguments import check_variances, lengths
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.fixed_points import Stability, crossings, fixed_points, roots
 from gradstab.theory.maps import second_moment, second_moment_slope, slope_moment
@@ -38,15 +38,16 @@ def critical_line(act: Activation, q: Array | float) -> tuple[Array, Array, Arra
     """(σ_w², σ_b², χ∥) of the edge of chaos with fixed point q, for each q > 0 (Pennington et al. 2017).
 
     σ_w² = 1/E φ'², σ_b² = q - σ_w² E φ². Where σ_b² < 0 there is no such network; where χ∥ > 1 its q is unstable.
+    Raises :class:`NoTheory` for a q at which E φ'² is 0, as it is for tanh beyond some 1e40.
     """
     check_variances(act)
-    try:
-        allowed = bool((np.isfinite(q) & (np.asarray(q) > 0)).all())
-    except TypeError:
-        allowed = False
-    if not allowed:
+    q = lengths(q)
+    if not (np.isfinite(q) & (q > 0)).all():
         raise ValueError(f"q={q}: has to be a finite length above 0, or an array of them")
-    sigma_w2 = 1 / slope_moment(act, q)
+    slopes = slope_moment(act, q)
+    if not np.all(slopes > 0):
+        raise NoTheory(f"q={np.max(q):g}: act={act.name} is flat there, and no sigma_w2 makes chi_1=1")
+    sigma_w2 = 1 / slopes
     return sigma_w2, q - sigma_w2 * second_moment(act, q), sigma_w2 * second_moment_slope(act, q)
 
 

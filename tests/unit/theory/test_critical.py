@@ -116,6 +116,13 @@ def test_a_critical_line_has_lengths_above_0(q: float) -> None:
         critical_line(activation("tanh"), q)
 
 
+@pytest.mark.parametrize("q", [1e300, np.array([1.0, 1e60])])
+def test_where_an_activation_is_flat_no_weights_are_critical(q: float) -> None:
+    with pytest.raises(NoTheory, match=r"q=1e\+(300|60): act=tanh is flat there"):
+        critical_line(activation("tanh"), q)
+    assert critical_line(activation("relu"), q)[2] == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("name", "knob", "value"), [("leaky_relu", "slope", math.inf), ("elu", "alpha", "a"), ("elu", "alpha", None)]
 )

@@ -70,7 +70,9 @@ TANH = activation("tanh")
         (lambda: step(TANH, 10**400, 1.0), "q=1000.*: has to be a number"),  # type: ignore[arg-type]
         (lambda: fixed_points(TANH, "1.5"), "sigma_w2='1.5': has to be a number"),  # type: ignore[arg-type]
         (lambda: critical_line("tanh", 1.0), "act='tanh': has to be an Activation"),  # type: ignore[arg-type]
-        (lambda: critical_line(TANH, "x"), "q=x: has to be a finite length above 0"),  # type: ignore[arg-type]
+        (lambda: critical_line(TANH, "x"), "q='x': has to be a number of at least 0"),  # type: ignore[arg-type]
+        (lambda: critical_line(TANH, 1j), "q=1j: has to be a number of at least 0"),  # type: ignore[arg-type]
+        (lambda: chi_1(TANH, None, 1.0), "q=None: has to be a number"),  # type: ignore[arg-type]
         (lambda: layer_norm_rate("relu"), "act='relu': has to be an Activation"),  # type: ignore[arg-type]
         (lambda: batch_norm_rate("relu"), "act='relu': has to be an Activation"),  # type: ignore[arg-type]
         (lambda: predict(act="tanh", init="foo", widths=[4, 8, 2], q0=1.0), "init=foo: .* allowed: critical, default"),
