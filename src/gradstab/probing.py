@@ -12,11 +12,13 @@ import numpy as np
 from gradstab.assembly import check_memory
 from gradstab.asymptotics import infinite_depth
 from gradstab.config import Config
+from gradstab.config.fields import MAX_SEED
 from gradstab.config.probe_options import ProbeKnobs
 from gradstab.config.verdict_options import KINDS
 from gradstab.data import load_data
 from gradstab.draws import draw, judged, trial
 from gradstab.encoding import Vector
+from gradstab.errors import ConfigError
 from gradstab.examination import Examination
 from gradstab.expectation import expect
 from gradstab.inputs import inputs_of
@@ -111,6 +113,9 @@ def probe(config: Config, knobs: ProbeKnobs) -> Findings:
     Each is what ``gradstab train`` would see at step 0 with that seed, batch, dropout masks and the size of the first
     update included. Raises :class:`gradstab.errors.ConfigError` and DataError as a training run would.
     """
+    last = config.seed + knobs.seeds - 1
+    if last > MAX_SEED:
+        raise ConfigError(f"probe.seeds={knobs.seeds}: from seed={config.seed} up to {last}; allowed: up to {MAX_SEED}")
     check_memory(config, probing=True)
     data = load_data(config.data.name, **config.data.knobs)
     inputs = inputs_of(data)

@@ -64,6 +64,11 @@ def test_a_runs_directory_is_probed_as_it_was_configured(here: Here) -> None:
         (("hydra/launcher=joblib",), "hydra/launcher=joblib: no effect, as a probe is one network"),
         (("--json", "--cfg", "job"), "--json: no effect with --cfg"),
         (("act=gelu", "init=critical", "init.sigma_b2=1e-300"), "too small to tell its edge of chaos from that at 0"),
+        (
+            ("experiment=activation_by_depth",),
+            "experiment=activation_by_depth: is a sweep of 25 runs; a probe looks at one",
+        ),
+        (("probe.seeds=2", "seed=4294967295"), "probe.seeds=2: from seed=4294967295 up to 4294967296; allowed: up to"),
         (("measure.every=2",), "measure.every=2: no effect, as a probe"),
         (("images_after=5",), "images_after=5: no effect, as a probe"),
         (("target_loss=0.1",), "target_loss=0.1: no effect, as a probe"),

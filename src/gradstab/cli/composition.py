@@ -234,3 +234,17 @@ def options_are_fixed() -> bool:
 
     choices = HydraConfig.get().runtime.choices
     return not any(group in choices for group in GROUPS)
+
+
+def own_sweep() -> str | None:
+    """What the experiment of the job at hand sweeps by itself, in words; None where it is a single network."""
+    from hydra.core.hydra_config import HydraConfig
+
+    settings = HydraConfig.get()
+    if not settings.sweeper.get("params"):
+        return None
+
+    from gradstab.cli.sweep import size_of
+
+    name = settings.runtime.choices.get("experiment")
+    return f"{f'experiment={name}' if name else 'hydra.sweeper.params'}: is {size_of(settings.sweeper.params)}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gradstab.cli.composition import HYDRA_FLAGS, compose, options_are_fixed
+from gradstab.cli.composition import HYDRA_FLAGS, compose, options_are_fixed, own_sweep
 from gradstab.cli.output import OK, complain, say
 from gradstab.config import from_hydra
 from gradstab.config.probe_options import is_probe_knob, probe_knobs
@@ -74,11 +74,13 @@ def probe(args: Sequence[str]) -> int:
     words = [word for word in words if word not in own]
     for word in words:
         _refuse(word)
-    composed: list[tuple[Any, list[str], bool]] = []
-    compose(words, lambda whole: composed.append((whole, _overrides(), options_are_fixed())), FLAGS)
+    composed: list[tuple[Any, list[str], bool, str | None]] = []
+    compose(words, lambda whole: composed.append((whole, _overrides(), options_are_fixed(), own_sweep())), FLAGS)
     if not composed:
         return OK
-    whole, overrides, fixed = composed[0]
+    whole, overrides, fixed, sweep = composed[0]
+    if sweep:
+        raise ConfigError(f"{sweep}; a probe looks at one network: leave it out, or gradstab train -m runs them")
     config = replace(from_hydra(whole, overrides), fixed=fixed)
 
     from gradstab.expectation import caveats

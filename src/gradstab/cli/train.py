@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gradstab.cli.composition import HYDRA_FLAGS, MULTIRUN, compose, options_are_fixed
+from gradstab.cli.composition import HYDRA_FLAGS, MULTIRUN, compose, options_are_fixed, own_sweep
 from gradstab.cli.output import FAILED, OK, complain, say, unforeseen
 from gradstab.cli.resume import FLAG, asks_to_resume, resume
 from gradstab.config import one_of
@@ -117,7 +117,8 @@ def _run_job(composed: Any) -> None:
         if settings.mode == RunMode.MULTIRUN:
             chosen = settings.runtime.choices.get("hydra/launcher")
             raise ConfigError(f"hydra/launcher={chosen}: keeps no ledger; allowed: {', '.join(LAUNCHERS)}")
-        _refuse_sweep(settings)
+        if sweep := own_sweep():
+            raise ConfigError(f"{sweep}; add -m to run them")
         config = replace(from_hydra(composed, overrides), fixed=options_are_fixed())
 
         from gradstab.expectation import caveats
@@ -134,14 +135,3 @@ def _run_job(composed: Any) -> None:
         _exit_codes.append(unforeseen(error))
     else:
         _exit_codes.append(OK)
-
-
-def _refuse_sweep(settings: Any) -> None:
-    """An experiment's own sweep has no effect on a single run."""
-    if not settings.sweeper.get("params"):
-        return
-
-    from gradstab.cli.sweep import size_of
-
-    name = settings.runtime.choices.get("experiment")
-    raise ConfigError(f"experiment={name}: is {size_of(settings.sweeper.params)}; add -m to run them")
