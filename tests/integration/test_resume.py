@@ -445,8 +445,16 @@ def test_checkpoints_come_by_the_clock_and_short_runs_write_none(configure: Comp
 
 @pytest.mark.parametrize("value", ["0", "-3", "1.5", "5m", "0min", "-1min", "soon", "true", "[1,2]", "1e400min"])
 def test_what_every_may_be_is_said(configure: Compose, value: str) -> None:
-    with pytest.raises(ConfigError, match=r"checkpoint\.every=.*a number of steps, such as 500, a time such as 10min"):
+    with pytest.raises(
+        ConfigError, match=r"checkpoint\.every=.*a number of steps, such as 500, a time such as 30s, 10min or 2h"
+    ):
         configure(f"checkpoint.every={value}")
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("30s", 30), ("1.5min", 90), ("2h", 7200), ("'2 h'", 7200)])
+def test_a_time_is_in_seconds_minutes_or_hours(configure: Compose, value: str, seconds: float) -> None:
+    checkpointing = configure(f"checkpoint.every={value}").checkpoint
+    assert (checkpointing.seconds, checkpointing.steps) == (seconds, None)
 
 
 def test_checkpoints_beyond_the_end_are_no_checkpoints(configure: Compose) -> None:

@@ -9,14 +9,20 @@ from typing import Any
 from gradstab.config.fields import checked, number, positive_int
 from gradstab.config.registry import Option, option
 
-_MINUTES = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s?min")
+_TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s?(s|min|h)")
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+def _seconds(value: Any) -> float | None:
+    """``30s``, ``10min`` or ``2h`` in seconds; None for what is no time."""
+    time = _TIME.fullmatch(value) if isinstance(value, str) else None
+    return _SECONDS[time[2]] * float(time[1]) if time else None
 
 
 def _every_problem(value: Any) -> str | None:
-    minutes = _MINUTES.fullmatch(value) if isinstance(value, str) else None
-    if value is None or positive_int(value) or (minutes and float(minutes[1]) > 0):
+    if value is None or positive_int(value) or _seconds(value):
         return None
-    return "must be a number of steps, such as 500, a time such as 10min, or null for none but after a signal"
+    return "must be a number of steps, such as 500, a time such as 30s, 10min or 2h, or null for none but at a signal"
 
 
 @option("checkpoint", "default")
@@ -25,7 +31,7 @@ class Checkpointing(Option):
     """All a run needs to go on from there, in checkpoints/; a run that ends sooner than ``every`` writes none."""
 
     name: str = "default"
-    every: Any = checked("10min", _every_problem, "a number of steps, a time such as 10min, or null")
+    every: Any = checked("10min", _every_problem, "a number of steps, a time such as 30s, 10min or 2h, or null")
     keep: int = number(2, at_least=1, at_most=1_000_000)
     best: bool = True
 
@@ -37,5 +43,4 @@ class Checkpointing(Option):
     @property
     def seconds(self) -> float | None:
         """The time between two checkpoints; None where it is no time."""
-        minutes = _MINUTES.fullmatch(self.every) if isinstance(self.every, str) else None
-        return 60 * float(minutes[1]) if minutes else None
+        return _seconds(self.every)
