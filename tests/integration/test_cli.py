@@ -259,6 +259,8 @@ def test_list(tmp_path: Path) -> None:
         (["act=RELU"], "act=RELU", "did you mean"),
         (["act=José"], "gradstab: act=José: ", "allowed: elu"),
         (["out_dir=José,x"], "out_dir=José,x: cannot be read", """'KEY="VALUE"' for text with other characters"""),
+        (["steps='2'"], "gradstab: steps='2': must be a whole number", "at least 1"),
+        (["deterministic='true'"], "gradstab: deterministic='true': ", "must be true or false"),
         (["seed==1"], "gradstab: seed==1: must be a whole number", "at least 0"),
         (["out_dir=" + "x" * 300], "out_dir=xxx", "cannot be written"),
         (["-m", "out_dir=p,", "seed=1"], "out_dir=p,", "KEY=VALUE"),

@@ -20,6 +20,8 @@ from gradstab.wording import shown
 T = TypeVar("T")
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+# Text that YAML takes for something else unless it is in quotes.
+_READ_AS_OTHER = re.compile(r"[-+]?[.\d][\d_.eE+-]*|true|false|null", re.IGNORECASE)
 # Composed with a run, as an experiment may carry it, and no part of its configuration.
 _OF_THE_SWEEP = ("objective",)
 WITHOUT_DEFAULTS = (
@@ -153,7 +155,8 @@ def _read_fields(
         if problem:
             # A number is told as it was written: 1e3, not 1000.0.
             word = typed.get(key) if isinstance(value, float) else None
-            problems.append(f"{word or f'{key}={shown(value)}'}: {problem}")
+            is_text = isinstance(value, str) and _READ_AS_OTHER.fullmatch(value)
+            problems.append(f"{word or f'{key}={repr(value) if is_text else shown(value)}'}: {problem}")
     return values
 
 
