@@ -168,7 +168,7 @@ def tolerated(word: str) -> str:
     word = as_text(word)
     try:
         swept = OverridesParser.create().parse_override(word).is_sweep_override()
-    except HydraException:
+    except (HydraException, ValueError, RecursionError):
         return word
     return word if swept else f"++{word}"
 

@@ -32,8 +32,11 @@ def _is_read(word: str) -> bool:
 
     try:
         OverridesParser.create().parse_override(word)
-    except (HydraException, RecursionError):
+    except HydraException:
         return False
+    except (ValueError, RecursionError):
+        # A number of too many digits, functions nested too deeply: no quotes are missing.
+        return True
     return True
 
 
