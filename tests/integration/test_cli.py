@@ -184,6 +184,13 @@ def test_paths_need_no_quotes_of_hydras(here: Here, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("sweep#1/*/run.json"))) == 2
 
 
+def test_what_is_no_folder_is_told(here: Here) -> None:
+    needed = "gradstab: explain: needs a folder; allowed: gradstab explain RUN_DIR\n"
+    assert (here("explain").stderr, here("explain").returncode) == (needed, 2)
+    assert here("status", "/dev/null").stderr.startswith("gradstab: /dev/null: is no folder; allowed: ")
+    assert here("status", "nowhere").stderr.startswith("gradstab: nowhere: there is no such folder; allowed: ")
+
+
 @pytest.mark.parametrize("columns", ["40", "60", "80", "140"])
 def test_numbers_stay_whole_in_a_narrow_terminal(here: Here, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
     monkeypatch.setenv("COLUMNS", columns)
@@ -253,6 +260,16 @@ def test_list(tmp_path: Path) -> None:
         (["--cfg", "job", "--info"], "--info: not together with --cfg", "allowed: one of -m, --cfg, --info"),
         (["--resolve"], "--resolve: no effect without --cfg", "add --cfg job"),
         (["--package", "x"], "--package: no effect without --cfg", "add --cfg job"),
+        (["--hydra-help", "model.depth=2"], "model.depth=2: no effect with --hydra-help", "leave it out"),
+        (
+            ["-m", "seed=0,1", "hydra/launcher=foo"],
+            "hydra/launcher=foo: is no launcher of gradstab's",
+            "serial, joblib",
+        ),
+        (["-m", "seed=0", "hydra.sweeper.foo=1"], "hydra.sweeper.foo=1: hydra.sweeper has no", "max_batch_size"),
+        (["hydra.foo=1"], "hydra.foo=1: hydra has no such knob", "allowed: run, sweep"),
+        (["-m", "seed=0", "hydra.sweep.dir=a", "out_dir=b"], "hydra.sweep.dir=a: beside out_dir=b", "one of the two"),
+        (["data=mnist", "data.root="], "data.root=: must be a folder's name", ""),
         (["--config-name", "experiment/small"], "experiment/small: is an option", "write experiment=small"),
         (["steps=1,2"], "steps=1,2", "-m"),
         (["optimizer=[sgd,adam]"], "optimizer=[sgd,adam]", "-m"),
@@ -261,6 +278,7 @@ def test_list(tmp_path: Path) -> None:
         (["out_dir=José,x"], "out_dir=José,x: cannot be read", """'KEY="VALUE"' for text with other characters"""),
         (["steps='2'"], "gradstab: steps='2': must be a whole number", "at least 1"),
         (["deterministic='true'"], "gradstab: deterministic='true': ", "must be true or false"),
+        (["-m", "seed=0,1", "model.width=" + "9" * 5000], "Exceeds the limit", "integer string conversion"),
         (["seed==1"], "gradstab: seed==1: must be a whole number", "at least 0"),
         (["out_dir=" + "x" * 300], "out_dir=xxx", "cannot be written"),
         (["-m", "out_dir=p,", "seed=1"], "out_dir=p,", "KEY=VALUE"),

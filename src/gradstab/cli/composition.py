@@ -1,10 +1,9 @@
-"""Hydra as the command line uses it: which flags there are, composing, and Tab completion."""
+"""Hydra as the command line uses it: composing, and Tab completion."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from gradstab.catalogue import CHOICES
 from gradstab.cli import resume
+from gradstab.cli.flags import MULTIRUN, check_flags, in_hydras_order, split_words
 from gradstab.cli.output import OK, is_about_output, say
 from gradstab.cli.trust import check_folders, check_names
 from gradstab.config.compose import one_of
@@ -22,21 +22,8 @@ from gradstab.config.run import GROUPS
 from gradstab.config.sweep_options import FIGURES, SWEEP_KEYS, is_sweep_word
 from gradstab.config.sweep_options import PREFIX as SWEEP_PREFIX
 from gradstab.config.verdict_options import KINDS
-from gradstab.config.words import as_text
 from gradstab.errors import ConfigError, GradstabError
 
-# Those of Hydra's that have a use here.
-HYDRA_FLAGS = (
-    *("-m", "--multirun", "--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--resolve", "--package", "-p"),
-    *("--info", "-i", "--hydra-help"),
-)
-# Those that take the next word as their value.
-VALUED = ("--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--package", "-p")
-CHOSEN = {
-    **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
-    **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
-}
-MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 COMMANDS = ("train", "probe", "list")
 SHELLS = ("bash", "fish", "zsh")
 
@@ -53,12 +40,11 @@ def compose(
     sweep's where the configuration has no ``out_dir``. Raises :class:`ConfigError` with the reason where Hydra cannot
     compose it.
     """
-    overrides = [word for word in _split(args)[0] if "=" in word or word.startswith("~")]
+    overrides = [word for word in split_words(args)[0] if "=" in word or word.startswith("~")]
     for arg in args:
         if arg.startswith("-") and arg.split("=")[0] not in flags:
             raise ConfigError(f"{arg}: there is no such flag; allowed: {', '.join(flags)}")
-    _check_values(args)
-    _check_together(args)
+    check_flags(args)
     for text in overrides:
         if text.partition("=")[0] in CHOICES and text.partition("=")[2].startswith("["):
             raise ConfigError(f"{text}: a group takes one option; several are a sweep: -m with commas between them")
@@ -68,33 +54,7 @@ def compose(
     _register_resolvers(folder)
     args = _from_run_directory(args)
     check_folders(args)
-    _hydra(_in_hydras_order(args), overrides, job)
-
-
-def _check_values(args: Sequence[str]) -> None:
-    """Refuse what Hydra's parser of flags would answer with its usage, which has none of our commands."""
-    for flag, following in itertools.pairwise([*args, ""]):
-        name, given, value = flag.partition("=")
-        if not given:
-            value = "" if following.startswith("-") else following
-        if flag.startswith("-") and given and name not in (*VALUED, *CHOSEN):
-            raise ConfigError(f"{flag}: takes no value; allowed: {name}")
-        if name in VALUED and not value:
-            raise ConfigError(f"{flag}: has no value; allowed: {name} {'|'.join(CHOSEN.get(name, ['VALUE']))}")
-        # --info does without a value, and an override may follow.
-        if value and name in CHOSEN and value not in CHOSEN[name] and (given or name in VALUED or "=" not in value):
-            raise ConfigError(f"{name} {value}: {one_of(CHOSEN[name], value)}")
-
-
-def _check_together(args: Sequence[str]) -> None:
-    """Refuse flags that exclude each other, and those that only go with another."""
-    given = {arg.partition("=")[0]: None for arg in _split(args)[1] if arg.startswith("-")}
-    modes = [arg for arg in args if arg in MULTIRUN][:1] + [flag for flag in given if flag in CHOSEN]
-    if len(modes) > 1:
-        raise ConfigError(f"{modes[1]}: not together with {modes[0]}; allowed: one of -m, --cfg, --info")
-    for flag in given:
-        if flag in ("--resolve", "--package", "-p") and not {"--cfg", "-c"} & set(given):
-            raise ConfigError(f"{flag}: no effect without --cfg; leave it out, or add --cfg job")
+    _hydra(in_hydras_order(args), overrides, job)
 
 
 def complete(args: list[str]) -> int:
@@ -191,26 +151,6 @@ def _register_resolvers(folder: str) -> None:
     OmegaConf.register_new_resolver(
         "gradstab_sweep_dir", lambda out_dir: str(Path(str(out_dir or folder)).expanduser()), replace=True
     )
-
-
-def _in_hydras_order(args: Sequence[str]) -> list[str]:
-    """``-m``, then all overrides, then the other flags: Hydra takes none of them between overrides."""
-    words, flags = _split(args)
-    return [*["-m"] * any(arg in MULTIRUN for arg in args), *map(as_text, words), *flags]
-
-
-def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides, and flags with their values; without those that ask for a sweep."""
-    words: list[str] = []
-    flags: list[str] = []
-    before = ""
-    for arg in args:
-        if arg in MULTIRUN:
-            continue
-        valued = before in VALUED or (before in ("--info", "-i") and "=" not in arg)
-        (flags if valued or arg.startswith("-") else words).append(arg)
-        before = arg
-    return words, flags
 
 
 def _from_run_directory(args: Sequence[str]) -> list[str]:

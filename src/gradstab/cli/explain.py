@@ -44,6 +44,8 @@ def explain(args: Sequence[str]) -> int:
             raise ConfigError(f"{word}: there is no such flag; allowed: {', '.join(FLAGS)}")
         if not word.startswith("-"):
             words.append(word)
+    if not words:
+        raise ConfigError("explain: needs a folder; allowed: gradstab explain RUN_DIR")
     if len(words) != 1 or not words[0] or "\0" in words[0]:
         raise ConfigError(f"explain {' '.join(map(repr, words))}: names no single folder; allowed: a run's directory")
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gradstab.cli.composition import HYDRA_FLAGS, compose, options_are_fixed, own_sweep
+from gradstab.cli.composition import compose, options_are_fixed, own_sweep
+from gradstab.cli.flags import HYDRA_FLAGS
 from gradstab.cli.output import OK, complain, say
 from gradstab.config import from_hydra
 from gradstab.config.probe_options import is_probe_knob, probe_knobs

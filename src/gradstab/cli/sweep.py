@@ -193,8 +193,11 @@ def _composed(loader: Any, master: DictConfig, words: list[str], number: int) ->
 
 
 def _check_folder(config: Config, master: DictConfig) -> None:
-    if config.out_dir is not None and Path(config.out_dir).expanduser() != Path(master.hydra.sweep.dir):
-        raise ConfigError(f"out_dir={config.out_dir}: is the folder of the whole sweep; allowed: one for all cells")
+    given, folder = config.out_dir, master.hydra.sweep.dir
+    if given is not None and Path(given).expanduser() != Path(folder):
+        if given == master.get("out_dir"):
+            raise ConfigError(f"hydra.sweep.dir={folder}: beside out_dir={given}; allowed: one of the two")
+        raise ConfigError(f"out_dir={given}: is the folder of the whole sweep; allowed: one for all cells")
 
 
 def _fields(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gradstab.cli.composition import HYDRA_FLAGS, MULTIRUN, compose, options_are_fixed, own_sweep
+from gradstab.cli.composition import compose, options_are_fixed, own_sweep
+from gradstab.cli.flags import HYDRA_FLAGS, MULTIRUN
 from gradstab.cli.output import FAILED, OK, complain, say, unforeseen
 from gradstab.cli.resume import FLAG, asks_to_resume, resume
 from gradstab.config import one_of
@@ -89,7 +90,7 @@ def _sweep(words: list[str], own: Sequence[str]) -> int:
         if group == "hydra.sweep.subdir":
             raise ConfigError(f"{word}: no effect, as a cell's directory follows from its configuration; leave it out")
         if group == "hydra/launcher" and name not in LAUNCHERS:
-            raise ConfigError(f"{word}: keeps no ledger; {one_of(LAUNCHERS, name)}")
+            raise ConfigError(f"{word}: is no launcher of gradstab's; {one_of(LAUNCHERS, name)}")
 
     from gradstab.cli.cells import tolerated
     from gradstab.cli.sweep import begin
@@ -116,7 +117,7 @@ def _run_job(composed: Any) -> None:
     try:
         if settings.mode == RunMode.MULTIRUN:
             chosen = settings.runtime.choices.get("hydra/launcher")
-            raise ConfigError(f"hydra/launcher={chosen}: keeps no ledger; allowed: {', '.join(LAUNCHERS)}")
+            raise ConfigError(f"hydra/launcher={chosen}: is no launcher of gradstab's; {one_of(LAUNCHERS, '')}")
         if sweep := own_sweep():
             raise ConfigError(f"{sweep}; add -m to run them")
         config = replace(from_hydra(composed, overrides), fixed=options_are_fixed())

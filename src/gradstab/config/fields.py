@@ -77,6 +77,11 @@ def positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def folder_problem(value: Any) -> str | None:
+    """What is wrong with the name of a folder, or None."""
+    return None if str(value).strip() else "must be a folder's name"
+
+
 def problem_with(field_: Field[Any], value: Any) -> str | None:
     """What is wrong with ``value`` for this field, or None. None itself is allowed where it is the default."""
     check: Callable[[Any], str | None] | None = field_.metadata.get("problem")

@@ -76,7 +76,7 @@ def _unknown_key(key: str, parent: Any, overrides: Sequence[str], file: str | No
     if not path:
         return f"{given}: there is no such key; {one_of(_KEYS, last)}"
     name = parent.get("name") if hasattr(parent, "get") else None
-    return f"{given}: {'.'.join(path)}={name} has no such knob; {one_of(known, last)}"
+    return f"{given}: {'.'.join(path)}{f'={name}' if name else ''} has no such knob; {one_of(known, last)}"
 
 
 def _typed(key: str, overrides: Sequence[str]) -> str | None:

@@ -14,7 +14,7 @@ from gradstab.config import (
     verdict_options,
 )
 from gradstab.config.checkpoint_options import Checkpointing
-from gradstab.config.fields import MAX_SEED, checked, choice, comma_separated, number, positive_int
+from gradstab.config.fields import MAX_SEED, checked, choice, comma_separated, folder_problem, number, positive_int
 from gradstab.config.registry import OPTIONS, Option
 from gradstab.config.verdict_options import KINDS, Thresholds
 
@@ -52,10 +52,6 @@ def _stop_on_problem(value: Any) -> str | None:
     )
 
 
-def _out_dir_problem(value: Any) -> str | None:
-    return None if str(value).strip() else "must be a folder's name"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """The run's own scalars.
@@ -77,7 +73,7 @@ class Run:
     device: str = checked("auto", _device_problem, "auto | cpu | cuda | cuda:N | mps")
     precision: str = choice("float32", "float32", "float64", "bfloat16")
     deterministic: bool = False
-    out_dir: str | None = checked(None, _out_dir_problem, "a folder that holds no run yet")
+    out_dir: str | None = checked(None, folder_problem, "a folder that holds no run yet")
     quiet: bool = False
 
 

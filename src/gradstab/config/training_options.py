@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, make_dataclass
 
-from gradstab.config.fields import MAX_SEED, number
+from gradstab.config.fields import MAX_SEED, checked, folder_problem, number
 from gradstab.config.registry import Option, option, plain
 
 # ------------------------------------------------------------------------------------------------- clipping
@@ -156,7 +156,8 @@ plain(
 
 def _downloaded(name: str, description: str) -> None:
     """Register a data set of torchvision's, kept under ``root`` and downloaded there when missing."""
-    knobs = [("name", str, name), ("root", str, "data"), ("download", bool, True)]
+    root = checked("data", folder_problem, "a folder")
+    knobs = [("name", str, name), ("root", str, root), ("download", bool, True)]
     namespace = {"__doc__": description}
     option("data", name)(make_dataclass(name, knobs, bases=(Option,), frozen=True, namespace=namespace))
 

@@ -24,7 +24,7 @@ def status(folder: Path) -> dict[str, Any]:
             return _of_sweep(folder)
         if holds_run(folder):
             return _of_run(folder)
-        what = "is a file" if folder.is_file() else "holds neither" if folder.is_dir() else "there is no such folder"
+        what = "holds neither" if folder.is_dir() else "is no folder" if folder.exists() else "there is no such folder"
         below = (f"{depth}{name}" for depth in ("*/", "*/*/") for name in (LEDGER_FILE, RUN_FILE))
         found = next((paths for pattern in below if (paths := sorted(folder.glob(pattern)))), [])
     except OSError as error:
