@@ -28,9 +28,12 @@ def activation_statistics(
     before the activation, whose output is a coordinate of a random point on a sphere; None: a normal variable. What
     does not apply is left out: saturation of an unbounded activation, dead units of one that is flat somewhere (their
     share depends on how correlated all samples of a batch are) unless BatchNorm centres it, and everything where units
-    differ in their variance, as LeNet-5's do. Raises :class:`NoTheory` for a ``batch_size`` of 3 or fewer.
+    differ in their variance, as LeNet-5's do. Raises :class:`NoTheory` for a ``batch_size`` of 3 or fewer, and
+    TypeError for what is no prediction.
     """
     check_variances(act)
+    if not isinstance(prediction, Prediction):
+        raise TypeError(f"prediction={prediction!r}: has to be what predict gives")
     check_network((), 0.0, batch_size=batch_size)
     if batch_size is not None and batch_size <= 3:
         raise NoTheory(f"batch_size={batch_size}: batch norm has a prediction from 4 samples on")

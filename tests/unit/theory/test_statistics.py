@@ -55,3 +55,8 @@ def test_lengths_of_hundreds_of_decades_make_no_noise() -> None:
     for name in ("relu", "leaky_relu"):
         predicted = predict(act=name, widths=[20] * 102, q0=1.0, **exploding)
         assert activation_statistics(activation(name), predicted)["activation_mean"][-1] > 1e100
+
+
+def test_what_is_no_prediction_is_refused_in_one_line() -> None:
+    with pytest.raises(TypeError, match=r"prediction=5: has to be what predict gives"):
+        activation_statistics(activation("tanh"), 5)  # type: ignore[arg-type]
