@@ -53,10 +53,28 @@ def test_one_broken_value_in_ten_thousand_is_seen() -> None:
     assert np.isfinite(made.log10[made.kind == d.FINITE]).all()
 
 
-def test_steps_that_were_not_measured_stay_empty() -> None:
-    made = d.heatmap(_series(np.ones((3, 3)), np.array([0, 1, 100])), TAGS, "grad_norm")
-    assert made.log10.shape == (3, 3)
-    assert made.kind[0].tolist() == [d.FINITE, d.UNMEASURED, d.FINITE]
+UNEVEN = [0, 1, 2, 10, 11, 500, 501, 502, 10_000]
+
+
+@pytest.mark.parametrize("steps", [UNEVEN, [5, 10, 12], [0, 1, 100]])
+def test_no_two_steps_share_a_column_or_a_point_where_there_is_room(steps: list[int]) -> None:
+    values = np.arange(1.0, len(steps) + 1)
+    made = d.heatmap(_series(np.repeat(values[:, None], 3, axis=1), np.array(steps)), TAGS, "grad_norm")
+    np.testing.assert_allclose(made.log10, np.log10([values] * 3))
+    assert (made.first.tolist(), made.per_column, made.even) == (steps, 1, False)
+    drawn = d.curve(_series(values, np.array(steps)))
+    assert (drawn.steps.tolist(), drawn.middle.tolist(), drawn.thinned) == (steps, values.tolist(), False)
+
+
+def test_uneven_steps_share_columns_equally_where_there_is_too_little_room() -> None:
+    made = d.heatmap(_series(np.ones((9, 3)), np.array(UNEVEN)), TAGS, "grad_norm", 4)
+    assert (made.first.tolist(), made.per_column) == ([0, 10, 501], 3)
+    assert made.edges.tolist() == [-0.5, 6, 500.5, 10_000 + 9498 / 2]
+
+
+@pytest.mark.parametrize("steps", [np.arange(0, 500, 10), np.delete(np.arange(10_000), 1234), np.array([7])])
+def test_columns_stand_at_their_steps_where_these_are_hardly_uneven(steps: np.ndarray) -> None:
+    assert d.heatmap(_series(np.ones((len(steps), 3)), steps), TAGS, "grad_norm").even
 
 
 @pytest.mark.parametrize(
@@ -65,7 +83,7 @@ def test_steps_that_were_not_measured_stay_empty() -> None:
         ([7], 4, [6.5, 7.5]),
         # The last column holds one step, and is half as wide as the others.
         ([0, 10, 20, 30, 40, 50, 60], 4, [-5, 15, 35, 55, 65]),
-        ([1, 2, 10], 2, [0.5, 5.5, 10.5]),
+        ([1, 2, 10], 2, [0.5, 6, 14]),
     ],
 )
 def test_columns_reach_half_a_step_beyond_the_outermost(steps: list[int], at_most: int, edges: list[float]) -> None:

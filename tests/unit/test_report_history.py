@@ -48,6 +48,15 @@ def test_columns_hold_the_largest_of_their_steps(steps: int, columns: int) -> No
                 assert made.log10[layer, column] == pytest.approx(math.log10(chunk[:, layer].max()))
 
 
+def test_columns_of_every_tenth_step_stand_at_their_steps() -> None:
+    history = History(TAGS)
+    for step in range(0, 100, 10):
+        history.observe(step, {}, {"grad_norm": np.ones(5)})
+    made = history.heatmap()
+    assert made.edges.tolist() == list(range(-5, 105, 10))
+    assert made.even
+
+
 @pytest.mark.parametrize("steps", [1, 10, 11, 200, 3000])
 def test_profiles_kept_are_few_and_hold_the_first_and_the_latest(steps: int) -> None:
     history, values = _fed(steps)

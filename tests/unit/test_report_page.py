@@ -233,13 +233,26 @@ def test_the_summary_counts_every_label_of_every_run() -> None:
     assert any("2 completed; 2 dead units, 1 vanishing" in content for _, content in Strict(text).texts)
 
 
-def test_a_column_of_two_or_three_steps_is_said_to_hold_three() -> None:
-    run = made_run()
+def test_a_column_says_how_many_steps_it_shows_the_largest_of() -> None:
+    run = made_run(steps=1441)
+    first, *_ = page.drawings(digest(run), run)
+    assert first.caption.endswith("the largest of 4 recorded steps.")
+
+
+def test_unevenly_spaced_steps_each_have_a_column_that_is_seen_and_named() -> None:
+    run, steps = made_run(), np.array([0, 1, 2, 10, 11, 500, 501, 502, 10_000])
+    run.records.vectors["grad_norm"] = Series(steps, np.ones((9, 4)))
     data = digest(run)
-    assert data.heatmap is not None
-    data.heatmap.steps_per_column = 2.5
     first, *_ = page.drawings(data, run)
-    assert first.caption.endswith("the largest of 3 recorded steps.")
+    axes = first.figure.axes[0]
+    assert axes.images[0].get_extent()[:2] == [-0.5, 8.5]
+    name = axes.xaxis.get_major_formatter()
+    assert [name(at, 0) for at in (-1, *range(9), 9)] == ["", *(f"{step:,}" for step in steps), ""]
+    assert "unevenly spaced" in first.caption
+    assert "unevenly spaced" in axes.get_xlabel()
+    assert "largest of" not in first.caption
+    small = multiples.Drawer(multiples.scales([data])).draw(data).axes[0]
+    assert small.get_xlim() == (-0.5, 8.5)
 
 
 def test_in_the_page_every_colour_is_a_variable_that_both_modes_define(pages: dict[bool, str]) -> None:

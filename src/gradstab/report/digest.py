@@ -6,7 +6,6 @@ values that are not finite are counted apart, since no axis has a place for them
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,9 @@ Array = NDArray[np.float64]
 COLUMNS = 480
 BINS = 300
 # What a cell of a heatmap is, when it is not a positive finite number.
-FINITE, ZERO, INFINITE, NOT_A_NUMBER, UNMEASURED = 0, 1, 2, 3, 4
+FINITE, ZERO, INFINITE, NOT_A_NUMBER = 0, 1, 2, 3
+# As a part of the axis, how far a column may lie from its place and still be seen where it belongs.
+MISPLACED = 0.01
 ACTIVATIONS = ("activation_std", "activation_mean", "dead_fraction", "saturated_fraction")
 NORMS = ("global_grad_norm/pre_clip", "global_grad_norm/post_clip")
 
@@ -33,15 +34,23 @@ NORMS = ("global_grad_norm/pre_clip", "global_grad_norm/post_clip")
 class Heatmap:
     """log10 of a norm, [layers, columns]; ``kind`` says of each cell what it is where it is no number.
 
-    Column j holds the steps from ``edges[j]`` up to ``edges[j + 1]``, of each layer the largest value in them.
+    Column j holds the steps from ``edges[j]`` up to ``edges[j + 1]``, of each layer the largest value in them;
+    ``first[j]`` is the first of these steps, ``per_column`` how many of them a column holds at most.
     """
 
     quantity: str
     log10: Array
     kind: NDArray[np.uint8]
     edges: Array
+    first: NDArray[np.int64]
     layers: list[str]
-    steps_per_column: float
+    per_column: int
+
+    @property
+    def even(self) -> bool:
+        """Whether columns of equal width lie where their steps do."""
+        placed = np.linspace(self.edges[0], self.edges[-1], len(self.edges))
+        return bool(np.abs(self.edges - placed).max() <= MISPLACED * (self.edges[-1] - self.edges[0]))
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -124,61 +133,58 @@ def _add_clipping(found: Digest, records: Records) -> None:
         found.clipped_share = float(np.mean(triggered.values))
 
 
-def bin_edges(steps: NDArray[np.int64], at_most: int) -> Array:
-    """Edges of at most so many bins of equal width, which hold equally many steps where those are evenly spaced."""
-    distinct = np.unique(steps)
-    gaps = np.diff(distinct)
-    first, last = float(distinct[0]), float(distinct[-1])
-    if len(gaps) == 0 or (gaps == gaps[0]).all():
-        stride = float(gaps[0]) if len(gaps) else 1.0
-        width = stride * -(-len(distinct) // at_most)
-        count = math.floor((last - first) / width) + 1
-        edges: Array = first - stride / 2 + width * np.arange(count + 1, dtype=np.float64)
-        edges[-1] = last + stride / 2
-        return edges
-    return np.linspace(first - 0.5, last + 0.5, min(at_most, len(distinct)) + 1)
+def bin_edges(steps: Sequence[int] | NDArray[np.int64], at_most: int) -> tuple[Array, int]:
+    """Edges of at most so many bins, and how many of the distinct, ascending ``steps`` each holds, but for the last.
+
+    Edges lie midway between the last step of one bin and the first of the next, so that none is empty.
+    """
+    at = np.asarray(steps, np.float64)
+    per_bin = -(-len(at) // at_most)
+    before, behind = (at[1] - at[0], at[-1] - at[-2]) if len(at) > 1 else (1.0, 1.0)
+    between = (at[per_bin - 1 : -1 : per_bin] + at[per_bin::per_bin]) / 2
+    return np.concatenate([at[:1] - before / 2, between, at[-1:] + behind / 2]), per_bin
 
 
 @dataclass
 class _Bins:
-    """Which records fall into which bin: ``order`` sorts them by bin, ``starts`` is where each used bin begins."""
+    """Which records fall into which bin: ``order`` sorts them by bin, ``starts`` is where each bin begins.
+
+    ``first`` is the first step in each bin, ``per_bin`` how many distinct ones it holds at most.
+    """
 
     edges: Array
-    used: NDArray[np.intp]
+    first: NDArray[np.int64]
+    per_bin: int
     order: NDArray[np.intp]
     starts: NDArray[np.intp]
 
     @classmethod
     def of(cls, steps: NDArray[np.int64], at_most: int) -> _Bins:
-        edges = bin_edges(steps, at_most)
-        index = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, len(edges) - 2)
+        distinct, position = np.unique(steps, return_inverse=True)
+        edges, per_bin = bin_edges(distinct, at_most)
+        index = position // per_bin
         order = np.argsort(index, kind="stable")
-        used, starts = np.unique(index[order], return_index=True)
-        return cls(edges, used, order, starts)
+        starts = np.searchsorted(index[order], np.arange(len(edges) - 1))
+        return cls(edges, distinct[::per_bin], per_bin, order, starts)
 
     def each(self, function: np.ufunc, values: NDArray[np.generic]) -> Any:
-        """``function`` reduced over each used bin's records."""
+        """``function`` reduced over each bin's records."""
         return function.reduceat(values[self.order], self.starts, axis=0)
 
 
 def heatmap(series: Series, layers: Sequence[str], quantity: str, columns: int = COLUMNS) -> Heatmap:
     """log10 of a norm over layer and step, at most ``columns`` columns, the largest value in each."""
     bins = _Bins.of(series.steps, columns)
-    n_layers, n_columns = series.values.shape[1], len(bins.edges) - 1
     finite = np.isfinite(series.values)
-    largest = np.full((n_columns, n_layers), -np.inf)
-    largest[bins.used] = bins.each(np.maximum, np.where(finite, series.values, -np.inf))
-    kind = np.full((n_columns, n_layers), UNMEASURED, np.uint8)
-    kind[bins.used] = ZERO
-    kind[largest > 0] = FINITE
+    largest = bins.each(np.maximum, np.where(finite, series.values, -np.inf))
+    kind = np.where(largest > 0, FINITE, ZERO).astype(np.uint8)
     if not finite.all():
         for test, code in ((np.isinf, INFINITE), (np.isnan, NOT_A_NUMBER)):
-            cells = np.zeros((n_columns, n_layers), bool)
-            cells[bins.used] = bins.each(np.logical_or, test(series.values))
-            kind[cells] = code
-    log10 = np.full((n_columns, n_layers), np.nan)
+            kind[bins.each(np.logical_or, test(series.values))] = code
+    log10 = np.full(largest.shape, np.nan)
     np.log10(largest, out=log10, where=kind == FINITE)
-    return Heatmap(quantity, log10.T, kind.T, bins.edges, list(layers[:n_layers]), len(series.steps) / n_columns)
+    named = list(layers[: largest.shape[1]])
+    return Heatmap(quantity, log10.T, kind.T, bins.edges, bins.first, named, bins.per_bin)
 
 
 def curve(series: Series, at_most: int = BINS) -> Curve:

@@ -53,11 +53,20 @@ def limits_of(*ranges: tuple[float, float] | None) -> tuple[float, float]:
     return (low, high) if high - low > 0.2 else (low - 0.1, high + 0.1)
 
 
-def draw_heatmap(axes: Axes, data: Heatmap, limits: tuple[float, float]) -> None:
-    """The cells of a heatmap, as one image."""
-    extent = (data.edges[0], data.edges[-1], -0.5, len(data.layers) - 0.5)
+def draw_heatmap(axes: Axes, data: Heatmap, limits: tuple[float, float], ticks: int) -> None:
+    """The cells of a heatmap, as one image, over the steps; over their order where they are spaced unevenly.
+
+    On an axis of steps, columns that lie near one another in a long run would then be too narrow to be seen.
+    """
+    left, right = (data.edges[0], data.edges[-1]) if data.even else (-0.5, len(data.first) - 0.5)
+    extent = (left, right, -0.5, len(data.layers) - 0.5)
     axes.imshow(rgba(data, limits), extent=extent, aspect="auto", origin="lower", interpolation="none")
     axes.grid(False)
+    style.step_axis(axes, "step" if data.even else "step (unevenly spaced)", ticks)
+    if not data.even:
+        last = len(data.first) - 1
+        named = FuncFormatter(lambda at, _: f"{data.first[round(at)]:,}" if 0 <= round(at) <= last else "")
+        axes.xaxis.set_major_formatter(named)
 
 
 def heatmap(data: Heatmap, height: float = 3.1) -> Figure:
@@ -69,10 +78,9 @@ def heatmap(data: Heatmap, height: float = 3.1) -> Figure:
         specials = [kind for kind in SPECIAL if (data.kind == kind).any()]
         (axes,) = style.place(fig, left=left, right=1.0, legend_rows=bool(specials))
         limits = limits_of(data.range)
-        draw_heatmap(axes, data, limits)
         # As many steps as stand beside one another, a digit being 0.08 inches wide.
         room = (style.WIDTH - left - 1.0) / (0.08 * len(f"{data.edges[-1]:,.0f}") + 0.1)
-        style.step_axis(axes, "step", min(max(int(room), 1), 4))
+        draw_heatmap(axes, data, limits, min(max(int(room), 1), 4))
         layer_axis(axes, data.layers, vertical=True, label="layer (0 is nearest the input)" if not named else "layer")
         if data.range is not None:
             box = axes.get_position()

@@ -106,10 +106,10 @@ class History:
             self.signal = self.signal[::2] + ([] if len(self.signal) % 2 else self.signal[-1:])
 
     def edges(self) -> Vector:
-        """Where each column's steps begin, and where the last one's end."""
+        """Midway between one column's steps and the next one's, and as far beyond the outermost."""
         starts = self._starts[: self._used].astype(np.float64)
-        end = starts[-1] + self._per_column if self._used == 1 else self._last_step + 1.0
-        return np.append(starts, max(end, self._last_step + 1.0)) - 0.5
+        stride = (starts[-1] - starts[0]) / (self._per_column * (self._used - 1)) if self._used > 1 else 1.0
+        return np.append(starts, self._last_step + stride) - stride / 2
 
     def profiles(self) -> Any:
         """The profiles kept that are to be drawn, as the report takes them; None before the first."""
@@ -144,7 +144,8 @@ class History:
         kind[self._nan[: self._used]] = digest.NOT_A_NUMBER
         log10 = np.full(largest.shape, np.nan)
         np.log10(largest, out=log10, where=kind == digest.FINITE)
-        return digest.Heatmap("grad_norm", log10.T, kind.T, self.edges(), self.layers, float(self._per_column))
+        first = self._starts[: self._used]
+        return digest.Heatmap("grad_norm", log10.T, kind.T, self.edges(), first, self.layers, self._per_column)
 
 
 def profiles(history: History, theory: Mapping[str, Any] | None) -> dict[str, list[float]]:

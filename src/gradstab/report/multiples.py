@@ -149,7 +149,6 @@ def _three(fig: Figure, box: tuple[float, float, float, float]) -> tuple[Axes, A
     top.grid(False)
     top.set_ylabel("layer")
     top.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
-    style.step_axis(top, "step", 5)
     depth.set_xlabel("layer")
     style.step_axis(loss, "step", 3)
     loss.set_ylabel("train loss")
@@ -171,8 +170,8 @@ def _fill(axes: tuple[Axes, Axes, Axes], data: Digest, shared: Scales) -> None:
         if present is None:
             one.text(0.5, 0.5, what, ha="center", va="center", transform=one.transAxes, color=style.MUTED)
     if data.heatmap is not None:
-        draw_heatmap(top, data.heatmap, shared.norms)
-        top.set_xlim(data.heatmap.edges[0], data.heatmap.edges[-1])
+        draw_heatmap(top, data.heatmap, shared.norms, 5)
+        top.set_xlim(*top.images[0].get_extent()[:2])
         top.set_ylim(-0.5, len(data.heatmap.layers) - 0.5)
     if data.depth is not None:
         _depth(depth, data.depth, data.theory, shared)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -53,9 +52,11 @@ class Section:
 def drawings(data: Digest, run: Run) -> Iterable[Drawing]:
     """The pictures of one run, as far as it recorded what they show."""
     if data.heatmap is not None:
-        per = data.heatmap.steps_per_column
-        bins = f" Each column shows the largest of {math.ceil(per):,} recorded steps." if per > 1 else ""
-        text = f"log₁₀ of each layer's weight gradient norm ‖∂L/∂W‖, before clipping.{bins}"
+        text = "log₁₀ of each layer's weight gradient norm ‖∂L/∂W‖, before clipping."
+        if data.heatmap.per_column > 1:
+            text += f" Each column shows the largest of {data.heatmap.per_column:,} recorded steps."
+        if not data.heatmap.even:
+            text += " The recorded steps are unevenly spaced: columns stand in their order, all equally wide."
         yield Drawing("heatmap", "Gradient norm over layer and step", text, figures.heatmap(data.heatmap))
     if data.depth is not None:
         name = "‖δ‖, the signal's gradient" if data.depth.quantity == "signal_grad_norm" else "‖∂L/∂W‖"
