@@ -25,6 +25,7 @@ from gradstab.report import curves, figures, multiples, page, style, table
 from gradstab.report.digest import Curve, Digest, digest, heatmap
 from gradstab.report.profiles import Profiles
 from gradstab.report.runs import Run
+from gradstab.report.sheets import sheets
 from gradstab.wording import printable
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -338,8 +339,31 @@ def test_small_multiples_share_their_axes() -> None:
         "no profile",
         "no loss",
     ]
-    sheets = list(multiples.sheets([*digests, *[Digest()] * 23], ["x"] * 26))
-    assert [len(sheet.axes) for sheet in sheets] == [24 * 3 + 1, 2 * 3 + 1]
+    made = list(sheets([*digests, *[Digest()] * 23], ["x"] * 26))
+    assert [len(sheet.axes) for sheet in made] == [24 * 3 + 1, 2 * 3 + 1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 10, 25])
+def test_all_that_a_sheet_says_is_on_it_and_nothing_lies_on_another(count: int) -> None:
+    caption = "act=sigmoid, init=critical, init.sigma_b2=0.0, clip=adaptive, model.norm=layer"
+    for sheet in sheets([digest(made_run())] * count, [caption] * count):
+        canvas = FigureCanvasAgg(sheet)
+        sheet.set_dpi(200)
+        canvas.draw()
+        *captions, legend = (text.get_window_extent() for text in sheet.texts)
+        colours = sheet.axes[-1].get_tightbbox(canvas.get_renderer())
+        assert colours is not None
+        assert not legend.overlaps(colours)
+        for box in (*captions, legend, colours):
+            assert box.x0 >= 0
+            assert box.y0 >= 0
+            assert box.x1 <= sheet.bbox.x1
+            assert box.y1 <= sheet.bbox.y1
+        # A caption ends before the next column begins.
+        columns = sheet.bbox.x1 / (3.1 * 200)
+        assert all(box.width <= 0.84 * sheet.bbox.x1 / columns for box in captions)
+        charts = [axes.get_tightbbox(canvas.get_renderer()) for axes in sheet.axes[:-1]]
+        assert not any(box.overlaps(chart) for chart in charts if chart for box in (legend, colours))
 
 
 def test_losses_share_a_scale_that_the_typical_start_fits_and_what_is_above_is_marked() -> None:
@@ -397,7 +421,7 @@ def test_charts_reach_as_far_as_numbers_do(low: float, high: float) -> None:
         curves.loss(values),
         curves.loss(others),
         curves.clipping(Digest(curves=values)),
-        *multiples.sheets([Digest(heatmap=norms, depth=data, curves=values), Digest(curves=others)], ["a", "b"]),
+        *sheets([Digest(heatmap=norms, depth=data, curves=values), Digest(curves=others)], ["a", "b"]),
     ]
     for figure in drawn:
         assert figure is not None

@@ -12,8 +12,9 @@ from typing import Any
 from markupsafe import Markup
 
 from gradstab.errors import ConfigError, GradstabError
-from gradstab.report import exports, finding, multiples, page, runs, style, table, telling
+from gradstab.report import exports, finding, page, runs, style, table, telling
 from gradstab.report.digest import Digest, digest
+from gradstab.report.sheets import sheets
 from gradstab.wording import printable
 
 PAGE = "report.html"
@@ -170,7 +171,7 @@ def _write_pictures(
             count += 1
     if len(sections) > 1:
         captions = [section.caption for section in sections]
-        for number, fig in enumerate(multiples.sheets(digests, captions), 1):
+        for number, fig in enumerate(sheets(digests, captions), 1):
             for kind in request.figures:
                 _write_picture(folder / f"small_multiples_{number:02d}", kind, style.picture(fig, kind))
                 count += 1

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from gradstab.report import style, table
+from gradstab.report import style
 from gradstab.report.digest import FINITE, Curve, Digest
 from gradstab.report.figures import COLOURS, NAMES, draw_heatmap, limits_of, log_range
 from gradstab.report.profiles import Profiles
@@ -25,9 +23,7 @@ from gradstab.report.profiles import Profiles
 # decades below or above those of the run whose norms are nearest to 1: how far one exploded matters less than how
 # far others vanish.
 OFF_SCALE, BELOW, ABOVE = 100.0, 12.0, 6.0
-WIDTH, HEIGHT, PER_SHEET = 3.1, 2.35, 24
-# Characters; wide ones leave room for fewer.
-CAPTION = 84
+WIDTH, HEIGHT = 3.1, 2.35
 SMALL: Any = {
     "font.size": 7.5,
     "axes.labelsize": 7.5,
@@ -82,60 +78,16 @@ class Drawer:
         self._shared = shared
         with style.drawing(), mpl.rc_context(SMALL):
             self._figure = style.figure(HEIGHT, WIDTH)
-            self._axes = _three(self._figure, (0, 0, 1, 1))
+            self._axes = three(self._figure, (0, 0, 1, 1))
 
     def draw(self, data: Digest) -> Figure:
         """The picture of one run, good until the next is drawn."""
         with style.drawing(), mpl.rc_context(SMALL):
-            _fill(self._axes, data, self._shared)
+            fill(self._axes, data, self._shared)
         return self._figure
 
 
-def sheets(digests: Sequence[Digest], captions: Sequence[str]) -> Iterator[Figure]:
-    """The small pictures of all runs, with their captions, so many on a sheet; each is good until the next is drawn."""
-    shared = scales(digests)
-    sheet: Figure | None = None
-    cells: list[tuple[tuple[Axes, Axes, Axes], Text]] = []
-    for start in range(0, len(digests), PER_SHEET):
-        chosen = digests[start : start + PER_SHEET]
-        with style.drawing(), mpl.rc_context(SMALL):
-            if sheet is None or len(chosen) != len(cells):
-                sheet, cells = _sheet(len(chosen), shared)
-            for (axes, drawn), data, caption in zip(cells, chosen, captions[start:], strict=False):
-                _fill(axes, data, shared)
-                _fit(drawn, caption, 0.82 * WIDTH * sheet.dpi)
-        yield sheet
-
-
-def _sheet(count: int, shared: Scales) -> tuple[Figure, list[tuple[tuple[Axes, Axes, Axes], Text]]]:
-    """An empty sheet for so many small pictures: each one's axes, and what will be its caption."""
-    columns, cell = min(3 if count <= 9 else 4, count), HEIGHT + 0.35
-    fig = style.figure(-(-count // columns) * cell + 0.6, columns * WIDTH)
-    height = float(fig.get_size_inches()[1])
-    cells = []
-    for i in range(count):
-        left, bottom = (i % columns) / columns, 1 - ((i // columns) + 1) * cell / height
-        axes = _three(fig, (left, bottom, 1 / columns, HEIGHT / height))
-        top = bottom + (HEIGHT + 0.08) / height
-        cells.append((axes, fig.text(left + 0.16 / columns, top, "", weight="bold", va="bottom")))
-    _bar(fig, fig.add_axes((0.16 / columns, 0.36 / height, 0.8 / columns, 0.12 / height)), shared)
-    legend = "below left: ‖δ‖ over depth, first (violet) and last (red) step, theory dashed"
-    legend += "\n× above the scale, inf or NaN, ▾ below it or 0 · heatmap: grey 0, magenta inf, red NaN"
-    wide = columns > 1
-    fig.text(1.13 / columns if wide else 0.02, (0.36 if wide else 0.02) / height, legend, color=style.MUTED)
-    return fig, cells
-
-
-def _fit(drawn: Text, caption: str, width: float) -> None:
-    """As much of a caption as has room on two lines, in pixels."""
-    for length in range(CAPTION, 8, -4):
-        lines = textwrap.wrap(table.shortened(caption, length), max(length // 2 + 6, 14))
-        drawn.set_text("\n".join(lines))
-        if len(lines) <= 2 and drawn.get_window_extent().width <= width:
-            return
-
-
-def _three(fig: Figure, box: tuple[float, float, float, float]) -> tuple[Axes, Axes, Axes]:
+def three(fig: Figure, box: tuple[float, float, float, float]) -> tuple[Axes, Axes, Axes]:
     """Axes for one run's charts within a part of a figure, given as left, bottom, width and height."""
 
     def at(left: float, bottom: float, width: float, height: float) -> Axes:
@@ -155,7 +107,7 @@ def _three(fig: Figure, box: tuple[float, float, float, float]) -> tuple[Axes, A
     return top, depth, loss
 
 
-def _fill(axes: tuple[Axes, Axes, Axes], data: Digest, shared: Scales) -> None:
+def fill(axes: tuple[Axes, Axes, Axes], data: Digest, shared: Scales) -> None:
     """One run's heatmap, below it δ over depth (first and last measured step) and the loss, in place of another's."""
     top, depth, loss = axes
     for one in axes:
@@ -232,11 +184,11 @@ def colour_bar(shared: Scales) -> Figure:
     """The legend of all heatmaps."""
     with style.drawing():
         fig = style.figure(0.62)
-        _bar(fig, fig.add_axes((0.03, 0.62, 0.94, 0.3)), shared)
+        bar(fig, fig.add_axes((0.03, 0.62, 0.94, 0.3)), shared)
     return fig
 
 
-def _bar(fig: Figure, axes: Axes, shared: Scales) -> None:
+def bar(fig: Figure, axes: Axes, shared: Scales) -> None:
     colours = fig.colorbar(
         mpl.cm.ScalarMappable(Normalize(*shared.norms), COLOURS),
         cax=axes,
