@@ -353,6 +353,10 @@ def test_folders_that_may_not_be_read_or_written(tmp_path: Path) -> None:
         one_line(done, 2, f"out_dir={folder}/x", "Permission denied")
     one_line(obeying("train", "--resume", "shut"), 2, "shut")
     one_line(obeying("report", "shut"), 2, "shut", "Permission denied")
+    done = obeying("report", ".", "--out", "page")
+    assert "gradstab: shut: cannot be read (Permission denied)\n" in done.stderr
+    assert (done.returncode, "(1 run, " in done.stdout) == (0, True)
+    shutil.rmtree(tmp_path / "page")
     one_line(obeying("report", "run"), 1, "report.html", "Permission denied")
     assert obeying("status", "run").returncode == 0
     one_line(obeying("status", "shut"), 2, "shut")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
+import functools
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -419,6 +422,30 @@ def test_cells_that_are_not_there_are_told_of(report: Report, tmp_path: Path, fo
     assert (said in page) == whole
     # What a run itself does not say, the ledger does.
     assert "model.width" in page
+
+
+def test_a_cell_that_may_not_be_read_is_not_said_to_be_missing(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "sweep/000_a")
+    shut = make_run(tmp_path / "sweep/001_b")
+    lines = [
+        {"key": f"{number:016x}", "directory": name, "status": "pending"}
+        for number, name in enumerate(("000_a", "001_b", "002_c"))
+    ]
+    (tmp_path / "sweep/ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def refusing(ask: Callable[[str], object], path: str) -> object:
+        if Path(path).resolve() == shut:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return ask(path)
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, functools.partial(refusing, getattr(os, name)))
+    done = report("sweep")
+    assert "gradstab: sweep/001_b: cannot be read (Permission denied)\n" in done.stderr
+    assert "sweep: 1 of 3 cells have not run yet" in done.stderr
+    assert "001_b: cannot be read" in (tmp_path / "sweep/report.html").read_text()
 
 
 def test_runs_are_found_through_links(report: Report, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -165,11 +167,50 @@ def test_runs_are_found_below_a_folder_each_once(tmp_path: Path) -> None:
     for name in ("b/001", "a/000"):
         (tmp_path / name / "run.json").write_text("{}")
     (tmp_path / "a/mark").write_text("")
-    found, marked = finding.find([tmp_path, tmp_path / "a/000"], "mark")
-    assert found == [tmp_path / "a/000", tmp_path / "b/001"]
-    assert marked == [tmp_path / "a"]
-    assert finding.names(found) == ["a/000", "b/001"]
-    assert finding.names(found[:1]) == ["000"]
+    found = finding.find([tmp_path, tmp_path / "a/000"], "mark")
+    assert found == finding.Found([tmp_path / "a/000", tmp_path / "b/001"], [tmp_path / "a"], [])
+    assert finding.names(found.runs) == ["a/000", "b/001"]
+    assert finding.names(found.runs[:1]) == ["000"]
+
+
+@pytest.mark.parametrize("stray", ["run.json", "events.out.tfevents.1"])
+def test_a_stray_file_at_the_top_hides_no_run_below(tmp_path: Path, stray: str) -> None:
+    top = tmp_path / "top"
+    (top / "000").mkdir(parents=True)
+    for path in (top / stray, top / "000/run.json"):
+        path.write_text("{}")
+    assert finding.find([top]).runs == finding.find([tmp_path]).runs == [top, top / "000"]
+
+
+@pytest.mark.parametrize("count", [1, finding.NAMED, finding.NAMED + 2])
+def test_what_may_not_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    shut = [tmp_path / f"{i:02d}" for i in range(count)]
+    _refuse(monkeypatch, *shut)
+    with pytest.raises(ConfigError) as raised:
+        finding.find([tmp_path])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    found = finding.find([tmp_path])
+    lines = [f"{path}: cannot be read (Permission denied)" for path in shut[: finding.NAMED]]
+    assert found.runs == [tmp_path / "run"]
+    assert found.shut == lines + ["2 more cannot be read"] * (count > finding.NAMED)
+    assert raised.value.problems[1:] == tuple(found.shut)
+    with pytest.raises(ConfigError, match="Permission denied"):
+        finding.find(shut[:1])
+
+
+def _refuse(monkeypatch: pytest.MonkeyPatch, *shut: Path) -> None:
+    """Make directories that may not be read, not by root either."""
+    for path in shut:
+        path.mkdir()
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path) in shut:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "file"])

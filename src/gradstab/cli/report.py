@@ -16,8 +16,8 @@ gradstab report: one page for a run, for several, or for a whole sweep
 
 usage: gradstab report DIR... [options]
 
-DIR is a run's directory or any folder with runs below it; finished, running
-and broken runs are all read.
+DIR is a run's directory or any folder with runs in or below it; finished,
+running and broken runs are all read.
 
 options:
   --out FILE|DIR   where the page goes: a name that ends in .html, or a folder
@@ -75,10 +75,11 @@ def report(args: Sequence[str]) -> int:
     from gradstab.report.finding import find
     from gradstab.sweeps.ledger import LEDGER_FILE
 
-    directories, sweeps = find(folders, LEDGER_FILE)
-    planned, missing = _ledgers(directories, sweeps)
+    found = find(folders, LEDGER_FILE)
+    planned, missing = _ledgers(found.runs, found.marked)
+    missing = (*found.shut, *missing)
     tables = "--csv" in values, "--parquet" in values
-    request = Request(tuple(folders), tuple(directories), out, kinds, steps, *tables, planned=planned, missing=missing)
+    request = Request(tuple(folders), tuple(found.runs), out, kinds, steps, *tables, planned=planned, missing=missing)
     return say(one_line(build(request, complain)) + "\n")
 
 
@@ -87,7 +88,7 @@ def _ledgers(runs: Sequence[Path], sweeps: Sequence[Path]) -> tuple[dict[Path, d
 
     A run that was named alone has its settings from the ledger too, but of its sweep's other cells nothing is missed.
     """
-    from gradstab.report.finding import holds_run
+    from gradstab.report.finding import may_hold_run
     from gradstab.sweeps.ledger import Ledger
 
     planned: dict[Path, dict[str, Any]] = {}
@@ -101,7 +102,7 @@ def _ledgers(runs: Sequence[Path], sweeps: Sequence[Path]) -> tuple[dict[Path, d
             continue
         cells = {(place / entry.directory).resolve(): entry.settings for entry in entries.values()}
         planned |= cells
-        absent = sum(not holds_run(cell) for cell in cells)
+        absent = sum(not may_hold_run(cell) for cell in cells)
         if absent and place in whole:
             missing.append(f"{place.name}: {absent} of {len(cells)} cells have not run yet")
     return planned, tuple(missing)

@@ -27,8 +27,8 @@ NOTED = 10
 class Request:
     """What was asked for; ``steps`` are those to draw depth profiles at, ``figures`` kinds of files.
 
-    ``directories`` are the runs in or below ``folders``, ``planned`` the settings that a sweep gave them, and
-    ``missing`` says in a line for each sweep how much of it there is not.
+    ``directories`` are the runs in and below ``folders``, ``planned`` the settings that a sweep gave them, and
+    ``missing`` says in a line for each directory that it cannot be read, for each sweep how much of it there is not.
     """
 
     folders: tuple[Path, ...]
