@@ -456,3 +456,31 @@ def test_more_than_three_layers_are_told_by_their_ends(count: int, text: str) ->
 )
 def test_numbers_as_people_read_them(value: Any, text: str) -> None:
     assert table.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differ"),
+    [
+        (1, 1.0, False),
+        (1, True, True),
+        (1.0, "1.0", True),
+        (0, False, True),
+        (math.nan, math.nan, False),
+        (1, 1.5, True),
+    ],
+)
+def test_a_number_is_the_same_however_it_is_written(one: object, other: object, *, differ: bool) -> None:
+    assert bool(table.differing([{"gain": one}, {"gain": other}])) == differ
+
+
+def test_counts_are_whole_numbers_however_large() -> None:
+    counts = {"steps": 2_000_001, "clipped_steps": 1_234_567, "skipped_steps": 1_000_000, "parameters": 12_345_678}
+    run = runs.Run(Path(), "run", {**counts, "train_loss": 1_234_567.0})
+    facts = dict(table.facts(run))
+    for name, count in counts.items():
+        assert facts[name.replace("_", " ")] == f"{count:,}"
+    assert facts["train loss"] == "1.235e+06"
+    cells = dict(zip(table.RESULTS, table.row(run, 0, [], None).cells, strict=True))
+    assert (cells["steps done"].text, cells["steps done"].sort) == ("2,000,001", "2000001.0")
+    assert table.number(2_000_001) == "2,000,001"
+    assert table.number(10**300) == "1e+300"

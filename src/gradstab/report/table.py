@@ -13,6 +13,9 @@ from gradstab.run_directory import as_number, resumptions
 from gradstab.wording import printable, without_middle
 
 ABSENT = "–"
+# From here on a float no longer holds every whole number.
+EXACT = 2**53
+COUNTS = ("steps", "clipped_steps", "skipped_steps", "parameters")
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,23 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     settings = [one for one in settings if one]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     missing = object()
-    return [key for key in keys if len({repr(one.get(key, missing)) for one in settings}) > 1]
+    return [key for key in keys if len({_identity(one.get(key, missing)) for one in settings}) > 1]
+
+
+def _identity(value: Any) -> Any:
+    """What tells two settings apart: 1 and 1.0 are one number; True and "1" are neither it nor one another."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return value if is_number else repr(value)
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number as people read it; a dash for none."""
+    """A number as people read it; a dash for none. A whole number keeps all its digits if it is an int, a count."""
     known = as_number(value)
     if known is None:
         return ABSENT if value is None else printable(value)
     if not math.isfinite(known):
         return "NaN" if math.isnan(known) else "∞" if known > 0 else "−∞"
-    if known == int(known) and abs(known) < 1e6:
+    if known == int(known) and abs(known) < (EXACT if isinstance(value, int) else 1e6):
         return f"{int(known):,}"
     return f"{known:.{digits}g}"
 
@@ -80,11 +89,12 @@ _RECORDED = {
 
 
 def _figure(run: Run, key: str) -> float | None:
-    """An entry of run.json or, of a run that has not come to its end, what was recorded last."""
+    """An entry of run.json or, of a run that has not come to its end, what was recorded last; an int if it counts."""
     series = run.records.scalars.get(_RECORDED.get(key, ""))
     if key in run.record or series is None or not len(series.values):
-        return run.number(key)
-    return float(series.steps[-1]) + 1 if key == "steps" else float(series.values[-1])
+        known = run.number(key)
+        return int(known) if known is not None and key in COUNTS and known.is_integer() else known
+    return int(series.steps[-1]) + 1 if key == "steps" else float(series.values[-1])
 
 
 def _clipped(run: Run, recorded: float | None) -> float | None:
