@@ -365,6 +365,23 @@ def test_folders_that_may_not_be_read_or_written(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(
+            ("report", "~nouser/x"),
+            ("status", "~nouser/x"),
+            ("explain", "~nouser/x"),
+            ("train", "--resume", "~nouser/x"),
+        ),
+        ("report", ".", "--out", "~nouser/x"),
+        *(("train", *more, "out_dir='~nouser/x'") for more in ((), ("-m", "seed=0,1"))),
+    ],
+)
+def test_the_home_of_a_user_that_there_is_not(here: Here, args: tuple[str, ...]) -> None:
+    one_line(here(*args), 2, "~nouser/x", "no such user has a home")
+
+
 def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder(here: Here, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     one_line(here("train", *TINY, "steps=2", "out_dir=file"), 2, "out_dir=file", "cannot be written")

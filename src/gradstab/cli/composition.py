@@ -148,9 +148,15 @@ def _mode_as_typed() -> Iterator[None]:
 def _register_resolvers(folder: str) -> None:
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver(
-        "gradstab_sweep_dir", lambda out_dir: str(Path(str(out_dir or folder)).expanduser()), replace=True
-    )
+    def sweep_dir(out_dir: Any) -> str:
+        chosen = Path(str(out_dir or folder))
+        try:
+            return str(chosen.expanduser())
+        except RuntimeError:
+            # The check of every cell's ``out_dir`` says it in our words.
+            return str(chosen)
+
+    OmegaConf.register_new_resolver("gradstab_sweep_dir", sweep_dir, replace=True)
 
 
 def _from_run_directory(args: Sequence[str]) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from gradstab.cli.output import FAILED, OK, complain, say
+from gradstab.cli.places import path_of
 from gradstab.errors import ConfigError
 
 USAGE = """\
@@ -46,12 +46,13 @@ def explain(args: Sequence[str]) -> int:
             words.append(word)
     if not words:
         raise ConfigError("explain: needs a folder; allowed: gradstab explain RUN_DIR")
-    if len(words) != 1 or not words[0] or "\0" in words[0]:
+    if len(words) != 1:
         raise ConfigError(f"explain {' '.join(map(repr, words))}: names no single folder; allowed: a run's directory")
+    folder = path_of(words[0], "folder", "a run's directory", "explain")
 
     from gradstab import explaining
 
-    found = explaining.explain(Path(words[0]).expanduser(), prove="--prove" in args)
+    found = explaining.explain(folder, prove="--prove" in args)
     if isinstance(found, str):
         return say((json.dumps({"nothing": found}) if "--json" in args else found) + "\n")
     if "--json" in args:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradstab.cli.output import complain, one_line, say
+from gradstab.cli.places import path_of
 from gradstab.errors import ConfigError, GradstabError
 
 # Six colours by four kinds of dashes.
@@ -50,7 +51,7 @@ def report(args: Sequence[str]) -> int:
         word = rest.pop(0)
         flag, equals, value = word.partition("=")
         if only_folders or not word.startswith("-") or word == "-":
-            folders.append(_folder(word))
+            folders.append(path_of(word, "folder", "run directories, or folders with runs in them"))
         elif word == "--":
             only_folders = True
         elif flag in ("-h", "--help"):
@@ -108,12 +109,6 @@ def _ledgers(runs: Sequence[Path], sweeps: Sequence[Path]) -> tuple[dict[Path, d
     return planned, tuple(missing)
 
 
-def _folder(word: str) -> Path:
-    if not word or "\0" in word:
-        raise ConfigError(f"{word!r}: is no folder; allowed: run directories, or folders with runs in them")
-    return Path(word).expanduser()
-
-
 def _following(flag: str, rest: list[str]) -> list[str]:
     """The value of a flag in the words behind it; several only where none can be a folder meant as one."""
     if not rest or rest[0].startswith("--"):
@@ -127,9 +122,7 @@ def _following(flag: str, rest: list[str]) -> list[str]:
 def _out(values: Sequence[str]) -> Path | None:
     if len(values) > 1:
         raise ConfigError(f"--out {values[-1]}: was given already as {values[0]}; allowed: one place")
-    if values and (not values[0] or "\0" in values[0]):
-        raise ConfigError(f"--out {values[0]!r}: is no place; allowed: a folder, or a file's name that ends in .html")
-    return Path(values[0]).expanduser() if values else None
+    return path_of(values[0], "place", "a folder, or a file's name that ends in .html", "--out") if values else None
 
 
 def _kinds(values: Sequence[str] | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradstab.cli.output import OK, say
+from gradstab.cli.places import path_of
 from gradstab.errors import ConfigError
 from gradstab.wording import counted
 
@@ -82,9 +83,7 @@ def _words(args: Sequence[str]) -> tuple[Path, list[str]]:
             )
     if len(folders) > 1:
         raise ConfigError(f"{FLAG} {folders[1]}: was given already as {folders[0]}; allowed: one run")
-    if not folders[0] or "\0" in folders[0]:
-        raise ConfigError(f"{FLAG} {folders[0]!r}: is no folder; allowed: a run's own")
-    return Path(folders[0]).expanduser(), overrides
+    return path_of(folders[0], "folder", "a run's own", FLAG), overrides
 
 
 def _with(container: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from gradstab.cli.output import OK, complain, say
+from gradstab.cli.places import path_of
 from gradstab.errors import ConfigError
 
 USAGE = """\
@@ -39,14 +39,13 @@ def status(args: Sequence[str]) -> int:
     if len(folders) != 1:
         said = "needs a folder" if not folders else f"takes one folder, not {len(folders)}"
         raise ConfigError(f"status {' '.join(folders)}".rstrip() + f": {said}; allowed: gradstab status DIR [--json]")
-    if not folders[0] or "\0" in folders[0]:
-        raise ConfigError(f"{folders[0]!r}: is no folder; allowed: a sweep's folder or a run's directory")
+    folder = path_of(folders[0], "folder", "a sweep's folder or a run's directory")
 
     from gradstab.console.status import show
     from gradstab.run_directory import plain
     from gradstab.sweeps import status as stands
 
-    state = stands.status(Path(folders[0]).expanduser())
+    state = stands.status(folder)
     if "--json" in args:
         return say(json.dumps(plain(state), indent=2, allow_nan=False) + "\n")
     show(state)

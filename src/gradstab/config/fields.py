@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import Field, field
+from pathlib import Path
 from typing import Any
 
 MAX_SEED = 2**32 - 1
@@ -79,6 +80,10 @@ def positive_int(value: Any) -> bool:
 
 def folder_problem(value: Any) -> str | None:
     """What is wrong with the name of a folder, or None."""
+    try:
+        Path(str(value)).expanduser()
+    except RuntimeError:
+        return "must be a folder's name, and no such user has a home"
     return None if str(value).strip() else "must be a folder's name"
 
 
