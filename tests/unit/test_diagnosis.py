@@ -131,6 +131,17 @@ def test_evidence_of_an_explosion_names_the_layers_near_the_input() -> None:
     assert one.verdict().findings[0].layers == tuple(TAGS[:2])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [-1.0, -math.inf, math.nan])
+def test_what_is_no_norm_spans_nothing(value: float) -> None:
+    one = judge()
+    delta = np.full(11, value)
+    looked(one, 0, CHANCE, signal_grad_norm=delta)
+    delta[3:5] = 1.0
+    looked(one, 1, CHANCE, signal_grad_norm=delta)
+    assert "depth_span" not in [finding.rule for finding in one.verdict().findings]
+
+
 def test_evidence_names_value_threshold_layers_and_steps() -> None:
     one = judge({"depth_factor": 0.5})
     for step, vectors in ((0, {"signal_grad_norm": profile(0.5)}), (1, {}), (2, {"signal_grad_norm": profile(0.5)})):

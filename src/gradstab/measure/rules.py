@@ -114,8 +114,8 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     # Most looks end here.
     if 0 < smallest <= largest < math.inf and math.log10(largest) - math.log10(smallest) <= _least(profile, t):
         return []
-    # NaN stands for a layer that never shows a gradient: frozen, or not used.
-    known = ~np.isnan(signals) & ((signals != 0) | (not _some_start_at_zero(profile)))
+    # NaN stands for a layer that never shows a gradient: frozen, or not used. Damaged records may hold what is no norm.
+    known = (signals >= 0) & ((signals != 0) | (not _some_start_at_zero(profile)))
     if len(delta := np.minimum(signals[known], np.finfo(np.float64).max)) < 2:
         return []
     low, high = int(delta.argmin()), int(delta.argmax())
