@@ -182,6 +182,16 @@ def test_pictures_by_themselves(report: Report, tmp_path: Path) -> None:
     assert "step 4" not in svg
 
 
+def test_that_there_is_no_picture_is_said(report: Report, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for path in run.glob("events*"):
+        path.unlink()
+    done = report("run", "--figures", "png")
+    assert "gradstab: --figures: no picture is drawn" in done.stderr
+    assert "picture" not in done.stdout
+    assert not (run / "report_figures").exists()
+
+
 def test_pictures_of_several_runs_stand_in_folders_and_side_by_side(report: Report, tmp_path: Path) -> None:
     for name in ("x y", "x_y"):
         make_run(tmp_path / "s" / name, steps=3)

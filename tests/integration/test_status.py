@@ -14,6 +14,7 @@ import pytest
 
 from gradstab.claims import claimed
 from gradstab.cli import main
+from gradstab.events import EventWriter
 
 KILLED = """
 import os, signal, torch
@@ -78,6 +79,28 @@ def test_time_between_two_parts_of_a_run_does_not_count(tmp_path: Path, capsys: 
     with claimed(tmp_path):
         said = _said(capsys, str(tmp_path), "--json")
     assert json.loads(said)["seconds"] == pytest.approx(3700, abs=30)
+
+
+def test_a_run_without_a_record_has_a_state_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = EventWriter(tmp_path, ["00_output"])
+    writer.write(6, {"train/loss": 1.0}, {})
+    writer.close()
+    said = _said(capsys, str(tmp_path))
+    assert "unknown  step 7" in said
+    assert "run.json: cannot be read" in said
+
+
+def test_a_ledger_that_names_no_cell_makes_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "000_a").mkdir()
+    (tmp_path / "000_a/run.json").write_text("{}")
+    (tmp_path / "ledger.jsonl").write_text("")
+    assert main(["status", str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert "its ledger.jsonl names no cell" in told.err
+    assert f"such as {tmp_path / '000_a'}" in told.err
+    # Where the folder is a run's too, that is what is told of.
+    (tmp_path / "run.json").write_text('{"status": "completed"}')
+    assert "completed" in _said(capsys, str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"status": "comp'])

@@ -64,6 +64,8 @@ def build(request: Request, note: Callable[[str], object]) -> str:
         folder, count = _write_pictures(request, target, sections, digests)
         if count:
             written.append(f"{count} picture{'s' * (count > 1)} in {folder}")
+        else:
+            note("--figures: no picture is drawn: nothing was recorded that one would show")
         if not detailed:
             alone = "gradstab report RUN --figures draws a run's own"
             note(f"--figures: of more than {DETAILED} runs, only those side by side; {alone}")

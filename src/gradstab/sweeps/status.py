@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from gradstab.errors import ConfigError, GradstabError
-from gradstab.run_directory import FAILURE_FILE, RUN_FILE, as_number, holds_run, read_run, resumptions, status_of
+from gradstab.run_directory import (
+    EVENT_FILES,
+    FAILURE_FILE,
+    RUN_FILE,
+    as_number,
+    holds_run,
+    read_run,
+    resumptions,
+    status_of,
+)
 from gradstab.sweeps.cells import LOG_FILE
 from gradstab.sweeps.ledger import FAILED, FINISHED, LEDGER_FILE, RUNNING, STATES, Entry, Ledger
 from gradstab.sweeps.results import Row, rows_of
@@ -20,11 +29,14 @@ from gradstab.sweeps.state import recorded, true_state
 def status(folder: Path) -> dict[str, Any]:
     """The state of what lies in ``folder``; :class:`ConfigError` where that is neither a sweep nor a run."""
     try:
-        if (folder / LEDGER_FILE).is_file():
-            return _of_sweep(folder)
-        if holds_run(folder):
+        has_ledger = (folder / LEDGER_FILE).is_file()
+        entries, damaged = Ledger(folder).read() if has_ledger else ({}, [])
+        if entries or damaged:
+            return _of_sweep(folder, entries, damaged)
+        if holds_run(folder) or any(folder.glob(EVENT_FILES + "*")):
             return _of_run(folder)
-        what = "holds neither" if folder.is_dir() else "is no folder" if folder.exists() else "there is no such folder"
+        neither = f"its {LEDGER_FILE} names no cell" if has_ledger else "holds neither"
+        what = neither if folder.is_dir() else "is no folder" if folder.exists() else "there is no such folder"
         below = (f"{depth}{name}" for depth in ("*/", "*/*/") for name in (LEDGER_FILE, RUN_FILE))
         found = next((paths for pattern in below if (paths := sorted(folder.glob(pattern)))), [])
     except OSError as error:
@@ -33,8 +45,7 @@ def status(folder: Path) -> dict[str, Any]:
     raise ConfigError(f"{folder}: {what}; allowed: a sweep's folder or a run's directory{such}")
 
 
-def _of_sweep(folder: Path) -> dict[str, Any]:
-    entries, damaged = Ledger(folder).read()
+def _of_sweep(folder: Path, entries: dict[str, Entry], damaged: list[str]) -> dict[str, Any]:
     rows = rows_of(folder, [true_state(folder, entry) for entry in entries.values()])
     counts = Counter(row.entry.status for row in rows)
     running = [_running(folder, row.entry) for row in rows if row.entry.status == RUNNING]
