@@ -55,6 +55,8 @@ def check_folders(args: Sequence[str]) -> None:
                     _check_run(primary)
             else:
                 _check_folder(folder)
+                if primary.exists():
+                    _check_primary(primary)
         except OSError as error:
             raise ConfigError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
 
@@ -93,6 +95,13 @@ def _check_run(path: Path) -> None:
     for value in _texts(nodes):
         if "${" in value:
             raise ConfigError(f"{path}: {_shown(value)} refers to something else; allowed: plain values")
+
+
+def _check_primary(path: Path) -> None:
+    """A whole configuration: without gradstab's own beneath it, Hydra would leave logs and folders of its own."""
+    nodes, _ = _load(path, aliases=True)
+    if not isinstance(nodes, dict) or not nodes.get("defaults"):
+        raise ConfigError(f"{path}: has no defaults; a configuration of your own begins with defaults: [train, _self_]")
 
 
 def _check_folder(folder: Path) -> None:
