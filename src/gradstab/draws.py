@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gradstab import reproducibility
-from gradstab.assembly import build
+from gradstab.assembly import build, check_memory
 from gradstab.batching import Batches
 from gradstab.config import Config
 from gradstab.config.probe_options import ProbeKnobs
@@ -95,9 +95,13 @@ def judged(examination: Examination, step: Step) -> Judge:
 
 
 def trial(data: Dataset) -> Callable[[Config], Verdict]:
-    """What tries a configuration on this data: draws its network, makes one step, and gives the verdict on that."""
+    """What tries a configuration on this data: draws its network, makes one step, and gives the verdict on that.
+
+    It raises :class:`gradstab.errors.ConfigError` where there is no memory for that network.
+    """
 
     def verdict(config: Config) -> Verdict:
+        check_memory(config, probing=True)
         with torch.random.fork_rng(devices=[]):
             parts = build(config, data)
             examination, step = Examination.of(config, parts), _first_step(config, parts)
