@@ -1003,7 +1003,13 @@ def test_coming_down_to_guessing_is_no_progress() -> None:
 
 @pytest.mark.parametrize(
     ("down_to", "back_at", "steps", "lost"),
-    [(0.3, 0.8, 300, True), (0.3, 0.8, 150, False), (0.3, 0.45, 300, False), (0.5, 0.8, 300, False)],
+    [
+        (0.3, 0.8, 300, True),
+        (0.3, 0.8, 40, True),
+        (0.3, 0.8, 15, False),
+        (0.3, 0.45, 300, False),
+        (0.5, 0.8, 300, False),
+    ],
 )
 def test_what_was_learnt_and_lost_again_is_a_relapse(down_to: float, back_at: float, steps: int, lost: bool) -> None:
     one = judge()
@@ -1012,6 +1018,8 @@ def test_what_was_learnt_and_lost_again_is_a_relapse(down_to: float, back_at: fl
         looked(one, step, CHANCE * float(level))
     found = [(finding.kind, finding.rule) for finding in one.verdict().findings]
     assert found == ([("not_learning", "relapse")] if lost else [])
+    # What was learnt once may be learnt again: a run goes on for longer.
+    assert (one.to_stop(["not_learning"]) is not None) == (lost and steps > T.patience + 50)
 
 
 def test_single_lucky_batches_are_no_learning_to_be_lost() -> None:

@@ -164,13 +164,13 @@ class Judge:
 
     def to_stop(self, kinds: Sequence[str]) -> Finding | None:
         """The first finding of one of ``kinds`` that has held long enough to end the run."""
-        if not kinds:
-            return None
-        for finding in self.verdict().findings:
-            # What was so before the first update is no sign of what updates do, nor what is only foretold.
+        t = self._thresholds
+        for finding in self.verdict().findings if kinds else ():
+            # What was so before the first update is no sign of what updates do; what was lost may be learnt again, and
+            # what is only foretold not come.
             looks = finding.persistence - (finding.first_step == self._first)
-            lasting = looks >= self._thresholds.stop_persistence and finding.rule != "deep_steps"
-            if finding.kind in kinds and (lasting or finding.kind == "non_finite"):
+            needs = {"relapse": t.patience, "deep_steps": math.inf}.get(finding.rule, t.stop_persistence)
+            if finding.kind in kinds and (looks >= needs or finding.kind == "non_finite"):
                 return finding
         return None
 

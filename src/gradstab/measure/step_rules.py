@@ -96,10 +96,9 @@ def _relapse(course: Course, t: Thresholds) -> list[Holding]:
         f"the loss is {trend:.3g} times that of {course.base}, after it had come down to {lowest:.3g} "
         "times: what was learnt is lost"
     )
-    unit = "× its lowest"
-    return [
-        Holding("not_learning", "relapse", "train/loss", value, t.relapse, "relapse", text, needs=t.patience, unit=unit)
-    ]
+    # Longer than one loss counts in the level.
+    needs, unit = 2 * t.loss_window, "× its lowest"
+    return [Holding("not_learning", "relapse", "train/loss", value, t.relapse, "relapse", text, needs=needs, unit=unit)]
 
 
 def _identical_units(course: Course) -> list[Holding]:
