@@ -17,13 +17,14 @@ class DepthFactor:
     layers: int
 
 
-def depth_factor(profile: Sequence[float]) -> DepthFactor | None:
+def depth_factor(profile: Sequence[float], places: Sequence[int] | None = None) -> DepthFactor | None:
     """exp(-slope) of the least-squares line through log ‖δ‖ over the hidden layers, nearest the input first.
 
-    Below 1 the gradient vanishes towards the input, above 1 it explodes. Layers whose value is 0 (underflow), inf
+    ``places`` say how many layers from the input each stands, one behind the other where nothing is said. Below 1 the gradient vanishes towards the input, above 1 it explodes. Layers whose value is 0 (underflow), inf
     or NaN have no logarithm and are left out; None with fewer than two left. R² is 1 where all values are equal.
     """
-    points = [(layer, math.log(value)) for layer, value in enumerate(profile) if 0 < value < math.inf]
+    layers = range(len(profile)) if places is None else places
+    points = [(layer, math.log(value)) for layer, value in zip(layers, profile, strict=True) if 0 < value < math.inf]
     if len(points) < 2:
         return None
     mean_x = sum(x for x, _ in points) / len(points)

@@ -13,9 +13,9 @@ import numpy as np
 from gradstab.config.verdict_options import KINDS, Thresholds
 from gradstab.encoding import Vector, as_written
 from gradstab.measure.depth import said_of_depth
-from gradstab.measure.losses import Losses, Recovery, Skips
+from gradstab.measure.losses import ERRANT, Losses, Recovery, Skips
 from gradstab.measure.rules import Broken, Holding, Profile, broken, profile_rules
-from gradstab.measure.step_rules import ERRANT, Course, course_rules, step_rules
+from gradstab.measure.step_rules import Course, course_rules, step_rules
 from gradstab.measure.verdict import Finding, Verdict
 
 EARLY_STEPS = 25
@@ -152,8 +152,8 @@ class Judge:
         left = level is None or level <= self._thresholds.plateau or self._batch_norm
         if self._seen > 1 and left and not findings and all(rule.startswith(FIRST_STEP) for rule in held):
             held = {}
-        if any(kept[3].rule == "tiny_updates" and kept[3].value == 0 for kept in held.values()):
-            # Where no weight moves, it is not steps that throw the gradient about, but batches.
+        if any(kept[3].rule == "tiny_updates" for kept in held.values()):
+            # Where weights hardly move, it is not steps that throw the gradient about, but batches.
             held.pop("loss/not_learning/erratic", None)
         findings += [self._finding(holding, first, last, times) for first, last, times, holding in held.values()]
         findings.sort(key=lambda finding: KINDS.index(finding.kind))

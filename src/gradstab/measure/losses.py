@@ -9,6 +9,8 @@ from gradstab.config.verdict_options import Thresholds
 from gradstab.encoding import Vector
 
 ROUNDING = 1e-6
+# A loss this many times that of guessing has not stayed there.
+ERRANT = 1.2
 # The share of a step's level in the trend, which follows some twenty steps.
 PACE = 0.05
 # So many steps skipped in a row, or so many with a loss that is not finite, are no loss scaler's search for its factor.
@@ -22,6 +24,8 @@ class Losses:
     loss was negative: then there is no least one that ratios could count from.
     ``best`` is the lowest level so far, up to ``progress``, and ``base`` says whose loss levels are counted in.
     ``trend`` follows the level slowly enough for no single batch to count, and ``lowest`` is the least that it was.
+    ``lasting`` follows it over some ``patience`` steps, which noise does not take below guessing's; nothing counts in
+    it as more than ``ERRANT``.
     """
 
     base = "guessing"
@@ -29,12 +33,12 @@ class Losses:
 
     def __init__(self, t: Thresholds, chance: float | None, least: float) -> None:
         self.best, self.least = math.inf, least
-        self.trend = self.lowest = 1.0
+        self.trend = self.lowest = self.lasting = 1.0
         if chance is None:
             self.base = "the first step"
         self._recent: deque[float] = deque(maxlen=t.loss_window)
         self._chance, self._mark = chance, math.inf
-        self._progress, self._recovery = t.progress, t.recovery
+        self._progress, self._recovery, self._patience = t.progress, t.recovery, t.patience
         self._negative = False
 
     def clear(self) -> None:
@@ -56,6 +60,7 @@ class Losses:
         if level < (1 - self._progress) * self.best:
             self.best = level
         self.trend += PACE * (level - self.trend)
+        self.lasting += (min(level, ERRANT) - self.lasting) / self._patience
         self.lowest = min(self.lowest, self.trend)
         # To come down to guessing's is none either, from wherever.
         limit = self._recovery * self._mark if level > 1 else (1 - self._progress) * min(self._mark, 1.0)

@@ -127,14 +127,15 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     decades = float(powers[high] - powers[low])
     if decades <= _least(profile, t):
         return []
-    line = depth_factor(delta.tolist())
+    line = depth_factor(delta.tolist(), profile.depth[known].tolist())
     # A line goes through the layers that have a gradient; where some have none at all, they decide.
     falls = low < high if line is None or delta[low] == 0 else line.factor < 1
     limit, key = _depth_limit(profile, t, falls)
     # An error that falls says that gradients large in one place and small in another do their work.
     if decades <= limit or (profile.recovering and not falls):
         return []
-    straight = line is not None and delta[low] > 0 and line.r2 >= TREND
+    # Two points are always on a line.
+    straight = line is not None and delta[low] > 0 and line.r2 >= TREND and line.layers > 2
     fit = f", {line.factor:.3g} per layer towards the input (R² {line.r2:.2f})" if line and straight else ""
     size = f"{10**decades:.2g}" if decades < 300 else f"10^{decades:.0f}"
     span = (

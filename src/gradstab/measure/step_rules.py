@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstab.config.verdict_options import Thresholds
-from gradstab.measure.losses import Losses
+from gradstab.measure.losses import ERRANT, Losses
 from gradstab.measure.rules import SINGLE, Holding, Profile
 
-# A loss this many times that of guessing has not stayed there.
-ERRANT = 1.2
 # The share of its trend that a loss which falls steeply is at.
 FALLING = 0.5
 # The share of the weights that steps have to move within `patience` for their direction to matter.
@@ -45,17 +43,19 @@ class Course:
 def course_rules(course: Course, t: Thresholds) -> list[Holding]:
     """What the loss and the gradient's size tell at a step whose loss is far from learnt."""
     found = _relapse(course, t) + _identical_units(course)
-    if course.level <= t.plateau:
+    # Of batches that differ much, some are always below; on a plateau those of a long time are not.
+    value = max(course.level, course.losses.lasting)
+    if value <= t.plateau:
         return found
     found += _forward_explosion(course, t)
-    where = "has stayed" if course.level < ERRANT else "is"
+    where = "has stayed" if value < ERRANT else "is"
     counted = (
         f", counting from the least possible, {course.losses.least:.3g}"
-        if course.losses.least and course.level < 1
+        if course.losses.least and value < 1
         else ""
     )
-    text = f"the loss {where} at {course.level:.3g} times that of {course.base}{counted}, without progress"
-    value, unit = course.level, _times(course)
+    text = f"the loss {where} at {value:.3g} times that of {course.base}{counted}, without progress"
+    unit = _times(course)
     found.append(
         Holding("not_learning", "plateau", "train/loss", value, t.plateau, "plateau", text, needs=t.patience, unit=unit)
     )
