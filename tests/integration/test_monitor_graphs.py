@@ -198,9 +198,14 @@ def test_branches_that_start_at_zero_are_no_vanishing_gradient(tmp_path: Path, e
         loss.backward()  # type: ignore[no-untyped-call]
         monitor.step(loss)
         assert monitor.verdict().labels == ("healthy",)
-    # Past all layers of a branch, the first block's too, leads a skip path.
+    # Past all layers of a branch leads a skip path, and what goes into the branch stands for its first layer.
     trunk = read_run(tmp_path / "run")["trunk_layers"]
-    assert not [tag for tag in trunk if "blocks" in tag]
+    assert [tag[3:] for tag in trunk if "blocks" in tag] == [f"blocks.{i}.0" for i in range(3)]
+    records = read_records(tmp_path / "run")
+    own, stream = records.vectors["signal_grad_norm"].values[0], records.vectors["stream_grad_norm"].values[0]
+    places = [records.layers.index(tag) for tag in trunk if "blocks" in tag]
+    assert (own[places] == 0).all()
+    assert (stream[places] > 0).all()
 
 
 class Adapted(nn.Module):

@@ -31,6 +31,7 @@ LAYERS = [
         "theory",
         "spectra",
         "step_scale",
+        "measure.broken",
         "measure.depth",
         "measure.verdict",
     },

@@ -20,7 +20,9 @@ class DepthFactor:
 def depth_factor(profile: Sequence[float], places: Sequence[int] | None = None) -> DepthFactor | None:
     """exp(-slope) of the least-squares line through log ‖δ‖ over the hidden layers, nearest the input first.
 
-    ``places`` say how many layers from the input each stands, one behind the other where nothing is said. Below 1 the gradient vanishes towards the input, above 1 it explodes. Layers whose value is 0 (underflow), inf
+    ``places`` say how many layers from the input each stands, one behind the other where nothing is said.
+
+    Below 1 the gradient vanishes towards the input, above 1 it explodes. Layers whose value is 0 (underflow), inf
     or NaN have no logarithm and are left out; None with fewer than two left. R² is 1 where all values are equal.
     """
     layers = range(len(profile)) if places is None else places

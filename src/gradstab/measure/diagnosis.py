@@ -12,17 +12,20 @@ import numpy as np
 
 from gradstab.config.verdict_options import KINDS, Thresholds
 from gradstab.encoding import Vector, as_written
+from gradstab.measure.broken import Broken, broken
 from gradstab.measure.depth import said_of_depth
-from gradstab.measure.losses import ERRANT, Losses, Recovery, Skips
-from gradstab.measure.rules import Broken, Holding, Profile, broken, profile_rules
+from gradstab.measure.losses import ERRANT, FIRST_LOSS, Losses, Recovery, Skips
+from gradstab.measure.rules import Holding, Profile, profile_rules
 from gradstab.measure.step_rules import Course, course_rules, step_rules
 from gradstab.measure.verdict import Finding, Verdict
 
 EARLY_STEPS = 25
-FIRST_STEP = "first"
+FIRST_STEP, SPAN = "first", "profile/exploding/depth_span"
 # A rate below this share of the highest is the tail of a schedule.
 FALLEN = 0.1
-_OF_A_STEP = {"train/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped"}
+# Outputs whose differences make up less than this share of the loss are constant as far as it goes.
+SAME = 0.02
+_OF_A_STEP = {"train/loss", "train/learning_rate", "global_grad_norm/pre_clip", "amp/skipped", "output_reach"}
 LOOKED_AT = {"test/loss", "test/accuracy", *_OF_A_STEP}
 
 
@@ -89,14 +92,16 @@ class Judge:
         self._step, self._first, self._seen = step, step if self._seen == 0 else self._first, self._seen + 1
         norm = scalars.get("global_grad_norm/pre_clip")
         if norm is not None and math.isfinite(norm):
-            if len(self._early_norms) < EARLY_STEPS:
-                self._early_norms.append(norm)
+            self._early_norms += [norm] * (len(self._early_norms) < EARLY_STEPS)
             if norm > 0:
                 self._log_norms.append(math.log(norm))
         if (first_bad := broken(loss, norm, vectors, self._layers)) is not None:
             self._note_broken(step, first_bad)
+        reach = scalars.get("output_reach", math.nan) / loss if loss is not None and loss > 0 else math.nan
         if loss is not None and math.isfinite(loss):
-            self._take_loss(step, loss, vectors.get("activation_std"))
+            # Beside skip paths, activations are those of branches, and no measure of what the outputs are like.
+            spread = None if "stream_grad_norm" in vectors else vectors.get("activation_std")
+            self._take_loss(step, loss, spread, reach < SAME)
         rate = scalars.get("train/learning_rate", 0.0)
         rising, self._rate, self._highest = rate > self._rate > 0, rate, max(rate, self._highest)
         if "signal_grad_norm" in vectors:
@@ -107,7 +112,7 @@ class Judge:
                 self._depth,
                 dict(vectors),
                 first=self._seen == 1,
-                stalled=level is not None and level > self._thresholds.plateau,
+                stalled=level is not None and (level > self._thresholds.plateau or self._exploded_at_first),
                 rising=rising or (self._seen == 1 and self._theory.get("constant_rate") is not True),
                 fallen=rate < FALLEN * self._highest,
                 recovering=self._recovering,
@@ -117,14 +122,15 @@ class Judge:
                 batch_norm=self._batch_norm,
                 projected=self._theory.get("projected", False),
                 decay=self._theory.get("decay", 0.0),
+                reach=reach if math.isfinite(reach) else 0.0,
                 base=self._losses.base,
             )
             found, steps = profile_rules(profile, self._thresholds), step_rules(profile, loss, self._thresholds)
-            if profile.first and found:
-                # What has no gradient does not move, whatever its rate.
+            if profile.first and found:  # What has no gradient does not move, whatever its rate.
                 steps = [holding for holding in steps if holding.rule != "tiny_updates"]
-            # What was wrong at first may be gone, and the network be no better for it; `plateau` tells later.
-            t = self._thresholds
+            t = (
+                self._thresholds
+            )  # What was wrong at first may be gone, and the network no better; `plateau` tells later.
             # Behind batch norm an exploding gradient mends itself: weights grow by it, and steps shrink.
             stuck = level is not None and t.plateau < level < ERRANT and not self._batch_norm
             self._keep(step, found, "profile", spare=stuck and self._seen <= t.patience)
@@ -135,6 +141,11 @@ class Judge:
         self._held = {name: kept for name, kept in self._held.items() if name.rpartition("/")[2] not in rules}
 
     @property
+    def _exploded_at_first(self) -> bool:
+        """Whether levels are counted in a first loss that had exploded: to have left that behind is no learning."""
+        return self._losses.base == FIRST_LOSS and SPAN in self._held and self._held[SPAN][0] == self._first
+
+    @property
     def typical_norm(self) -> float | None:
         """The median global gradient norm of the first steps; None before any was finite."""
         return float(np.median(self._early_norms)) if self._early_norms else None
@@ -143,10 +154,11 @@ class Judge:
         """What holds now, with its evidence; healthy where nothing does."""
         findings = [self._broken] if self._broken is not None else []
         level = self._losses.level
-        learnt = level is not None and level <= self._thresholds.learnt
-        held = {} if learnt else {rule: kept for rule, kept in self._held.items() if self._counts(*kept)}
-        if self._seen > 1:
-            held.pop(f"{FIRST_STEP}/not_learning/tiny_updates", None)  # Later steps tell by themselves.
+        held = {rule: kept for rule, kept in self._held.items() if self._counts(*kept)}
+        if level is not None and level <= self._thresholds.learnt:
+            held = {SPAN: held[SPAN]} if SPAN in held and self._exploded_at_first else {}
+        if self._seen > 1:  # Later steps tell by themselves.
+            held.pop(f"{FIRST_STEP}/not_learning/tiny_updates", None)
         # How large the first step was may explain what is wrong now; with a loss off the plateau, it did no harm, nor
         # behind batch norm, where it leaves larger weights, of which later steps are smaller shares.
         left = level is None or level <= self._thresholds.plateau or self._batch_norm
@@ -155,7 +167,10 @@ class Judge:
         if any(kept[3].rule == "tiny_updates" for kept in held.values()):
             # Where weights hardly move, it is not steps that throw the gradient about, but batches.
             held.pop("loss/not_learning/erratic", None)
-        findings += [self._finding(holding, first, last, times) for first, last, times, holding in held.values()]
+        findings += [
+            holding.found(first, last, times, self._said_of_depth(holding.kind))
+            for first, last, times, holding in held.values()
+        ]
         findings.sort(key=lambda finding: KINDS.index(finding.kind))
         return Verdict(self._step, tuple(findings))
 
@@ -181,11 +196,13 @@ class Judge:
         elif self._broken is not None and self._broken.quantity == "test/loss":
             self._broken = None  # Running averages that were still wrong, say, by which nothing is trained.
 
-    def _take_loss(self, step: int, loss: float, spread: Vector | None) -> None:
+    def _take_loss(self, step: int, loss: float, spread: Vector | None, constant: bool) -> None:
         if self._seen == 2:
             # The loss before any update is judged by limits of its own.
             self._losses.clear()
         progress = self._losses.add(loss)
+        if constant:
+            self._losses.take_constant()
         level = self._losses.level
         if level is None:
             self._keep(step, [], "loss")
@@ -228,23 +245,6 @@ class Judge:
             times = earlier.persistence + (step > earlier.last_step)
             fresh = replace(earlier, last_step=step, persistence=times)
         self._broken = fresh
-
-    def _finding(self, holding: Holding, first: int, last: int, times: int) -> Finding:
-        return Finding(
-            kind=holding.kind,
-            rule=holding.rule,
-            quantity=holding.quantity,
-            layers=holding.layers,
-            first_step=first,
-            last_step=last,
-            persistence=times,
-            value=holding.value,
-            threshold=holding.threshold,
-            key=f"verdict.{holding.key}" if holding.key else "",
-            explanation=holding.explanation,
-            theory=self._said_of_depth(holding.kind) if holding.about_depth else "",
-            unit=holding.unit,
-        )
 
     def _said_of_depth(self, kind: str) -> str:
         return said_of_depth(self._theory, kind, self._hidden, self._thresholds.steady_decades)

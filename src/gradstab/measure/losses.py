@@ -13,12 +13,14 @@ ROUNDING = 1e-6
 ERRANT = 1.2
 # The share of a step's level in the trend, which follows some twenty steps.
 PACE = 0.05
+# What levels are counted in where guessing's loss is not known.
+FIRST_LOSS = "the first step"
 # So many steps skipped in a row, or so many with a loss that is not finite, are no loss scaler's search for its factor.
 STUCK_STEPS, BROKEN_LOSSES = 100, 5
 
 
 class Losses:
-    """The recent losses in units of guessing's, ``chance``; without it, the first one stands in.
+    """The recent losses in units of guessing's, ``chance``; without it, the first stands in, or a constant output's.
 
     ``level`` is the recent loss over that of guessing, below it counted from the least; None if unknown, and once a
     loss was negative: then there is no least one that ratios could count from.
@@ -35,9 +37,9 @@ class Losses:
         self.best, self.least = math.inf, least
         self.trend = self.lowest = self.lasting = 1.0
         if chance is None:
-            self.base = "the first step"
+            self.base = FIRST_LOSS
         self._recent: deque[float] = deque(maxlen=t.loss_window)
-        self._chance, self._mark = chance, math.inf
+        self._chance, self._mark, self._known = chance, math.inf, chance is not None
         self._progress, self._recovery, self._patience = t.progress, t.recovery, t.patience
         self._negative = False
 
@@ -68,6 +70,18 @@ class Losses:
             return False
         self._mark = level
         return True
+
+    def take_constant(self) -> None:
+        """By now outputs are all but the same, and the loss that of a constant one: at least the best constant's.
+
+        Where guessing's is not known, it is better than the first step's to count in.
+        """
+        if self._known or self._chance is None or self.level is None or self.trend >= 1:
+            return
+        lower, self.base = self.trend, "a constant output"
+        self._chance *= lower
+        self.level, self.best, self.lowest = self.level / lower, self.best / lower, self.lowest / lower
+        self.trend, self.lasting, self._mark = 1.0, min(self.lasting / lower, ERRANT), self._mark / lower
 
     def relative(self, loss: float) -> float:
         """A loss over that of guessing, which is known once a loss was added."""

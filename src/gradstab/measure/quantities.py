@@ -113,6 +113,11 @@ def update_ratio(before: Tensor, after: Tensor) -> Tensor:
     return safe_norm(after - before, 0) / safe_norm(before, 0)
 
 
+def spread(h: Tensor) -> Tensor:
+    """√(mean over samples of ‖h_i - mean h‖²): how far apart samples are; 0-d. ``h`` is [B, …]."""
+    return _wide(h).var(0, correction=0).sum().sqrt()
+
+
 def correlation(h: Tensor) -> Tensor:
     """How alike two samples' pre-activations are: the mean of ⟨h_i, h_j⟩ over pairs i ≠ j, over that of ‖h_i‖²; 0-d.
 

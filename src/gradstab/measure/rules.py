@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from gradstab.config.verdict_options import Thresholds
 from gradstab.encoding import Vector
 from gradstab.measure.depth import depth_factor
+from gradstab.measure.verdict import Finding
 
 # Below this R² there is no line to speak of.
 TREND = 0.5
-# What single precision holds, with some room for parameters that are no layer's.
-SINGLE = 1e38
 
 
 @dataclass
@@ -39,6 +38,24 @@ class Holding:
     needs: int = 1
     unit: str = ""
 
+    def found(self, first: int, last: int, times: int, theory: str) -> Finding:
+        """This, as it held at so many looks in a row; ``theory`` is what that says of depth."""
+        return Finding(
+            kind=self.kind,
+            rule=self.rule,
+            quantity=self.quantity,
+            layers=self.layers,
+            first_step=first,
+            last_step=last,
+            persistence=times,
+            value=self.value,
+            threshold=self.threshold,
+            key=f"verdict.{self.key}" if self.key else "",
+            explanation=self.explanation,
+            theory=theory if self.about_depth else "",
+            unit=self.unit,
+        )
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -48,7 +65,8 @@ class Profile:
     do not shrink as gradients do, ``signal_share`` what theory leaves of the signal under dropout at initialisation,
     1 without, ``step_scale`` how it weighs relative steps (0 where it has no word on them), ``batch_norm`` whether it
     had to reckon with batch norm, ``projected`` whether a constraint moves weights after a step, ``decay`` the weight
-    decay that is part of the gradient by which they move, and ``base`` what losses are counted in.
+    decay that is part of the gradient by which they move, ``reach`` the share of the loss that differences between
+    outputs may make (0 where nobody knows), and ``base`` what losses are counted in.
     """
 
     layers: Sequence[str]
@@ -66,39 +84,8 @@ class Profile:
     batch_norm: bool
     projected: bool
     decay: float
+    reach: float
     base: str
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A step's non-finite quantity, the layers whose gradients it is in, and its value."""
-
-    quantity: str
-    layers: tuple[str, ...]
-    value: float
-
-
-def broken(
-    loss: float | None, norm: float | None, vectors: Mapping[str, Vector], layers: Sequence[str]
-) -> Broken | None:
-    """What is inf or NaN of one step, if anything: its loss, or its gradients."""
-    if loss is not None and not math.isfinite(loss):
-        # The gradients of a broken loss are broken everywhere; that says nothing of where it began.
-        return Broken("train/loss", (), loss)
-    found: list[int] = []
-    norms = vectors.get("grad_norm")
-    if norms is not None and (norm is None or not math.isfinite(norm)):
-        found = np.flatnonzero(~np.isfinite(norms)).tolist()
-    signals = vectors.get("signal_grad_norm")
-    # A signal is NaN where a layer never shows one, which fmax passes over.
-    if not found and signals is not None and len(signals) and math.isinf(np.fmax.reduce(signals)):
-        found = np.flatnonzero(np.isinf(signals)).tolist()
-    if not found and (norm is None or math.isfinite(norm)):
-        return None
-    # Of float64's huge but finite norms, the squares overflow when they are put together.
-    if not found and norms is not None and math.isinf(norm or 0.0) and float(np.linalg.norm(norms)) >= SINGLE:
-        return None
-    return Broken("grad_norm", tuple(layers[i] for i in found), math.inf)
 
 
 def profile_rules(profile: Profile, t: Thresholds) -> list[Holding]:
@@ -109,7 +96,8 @@ def profile_rules(profile: Profile, t: Thresholds) -> list[Holding]:
 
 def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     """The per-sample gradient δ spans too many decades over the hidden layers."""
-    signals = profile.vectors["signal_grad_norm"][profile.depth]
+    stream = profile.vectors.get("stream_grad_norm", profile.vectors["signal_grad_norm"])
+    signals = stream[profile.depth]
     smallest, largest = (float(signals.min()), float(signals.max())) if len(signals) else (math.nan, math.nan)
     # Most looks end here.
     if 0 < smallest <= largest < math.inf and math.log10(largest) - math.log10(smallest) <= _least(profile, t):
@@ -196,7 +184,8 @@ def _collapse(profile: Profile, t: Thresholds) -> list[Holding]:
     value = float(correlation[-1])
     key = "adaptive_similarity" if profile.adaptive else "init_similarity" if profile.first else "similarity"
     limit: float = getattr(t, key)
-    if not value > limit:
+    # What outputs have in common, the mean of all targets, say, may be large beside differences that move the loss.
+    if not value > limit or profile.reach**2 > 1 - limit:
         return []
     layers = _where(profile, correlation > limit)
     rest = max(1 - value, 0.0)

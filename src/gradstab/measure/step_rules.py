@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstab.config.verdict_options import Thresholds
+from gradstab.measure.broken import SINGLE
 from gradstab.measure.losses import ERRANT, Losses
-from gradstab.measure.rules import SINGLE, Holding, Profile
+from gradstab.measure.rules import Holding, Profile
 
 # The share of its trend that a loss which falls steeply is at.
 FALLING = 0.5
@@ -50,9 +51,7 @@ def course_rules(course: Course, t: Thresholds) -> list[Holding]:
     found += _forward_explosion(course, t)
     where = "has stayed" if value < ERRANT else "is"
     counted = (
-        f", counting from the least possible, {course.losses.least:.3g}"
-        if course.losses.least and value < 1
-        else ""
+        f", counting from the least possible, {course.losses.least:.3g}" if course.losses.least and value < 1 else ""
     )
     text = f"the loss {where} at {value:.3g} times that of {course.base}{counted}, without progress"
     unit = _times(course)

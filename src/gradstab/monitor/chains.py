@@ -20,7 +20,7 @@ def watched_step_scale(norms: WatchedNorms, model: nn.Module, optimizers: Sequen
     Nothing for all but chains of linear layers without skip paths or batch norm, that one of torch's optimizers moves.
     """
     chain = list(range(len(norms.layers) - 1))
-    plain = norms.series is not None and chain != [] and norms.depth == chain == norms.trunk
+    plain = norms.series is not None and chain != [] and norms.depth == chain == norms.trunk and not norms.stations
     if not plain or not all(isinstance(layer.module, nn.Linear) for layer in norms.layers):
         return {}
     if len(optimizers) != 1 or any(isinstance(module, _BatchNorm) for module in model.modules()):

@@ -33,6 +33,7 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         super().__init__((p for p in parameters if p.is_floating_point() or p.is_complex()), layers)
         self.series: Collection[int] | None = None
         self._trunk: list[int] | None = None
+        self.stations: dict[int, int] = {}
         self.reached: set[int] = set()
         self.device = self.parameters[0].device
         self._index = {id(parameter): i for i, parameter in enumerate(self.parameters)}
@@ -57,7 +58,11 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
 
     @property
     def trunk(self) -> list[int]:
-        """Those of ``depth`` that no skip path leads past, as far as is known."""
+        """Those of ``depth`` whose gradient tells of all layers below, as far as is known.
+
+        No skip path leads past them, or what goes into their branch stands for them: ``stations`` has the modules, by
+        id, at whose inputs that is.
+        """
         return self.depth if self._trunk is None else self._trunk
 
     @property
@@ -69,10 +74,10 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         kinds = (nn.Embedding, nn.EmbeddingBag)
         return [i for i in range(self.width) if not isinstance(self.layers[i].module, kinds)]
 
-    def take_roots(self, roots: Mapping[int, Any], optimizers: Sequence[Optimizer]) -> bool:
+    def take_roots(self, roots: Mapping[int, Any], entries: Mapping[int, Any], optimizers: Sequence[Optimizer]) -> bool:
         """See which layers stand in series where gradients reach some for the first time; whether more do than before.
 
-        ``roots`` are the autograd nodes of the layers' outputs, by the layers' ids.
+        ``roots`` are the autograd nodes of the layers' outputs, by the layers' ids, and ``entries`` of modules' inputs.
         """
         if roots.keys() <= self.reached:
             return False  # None is known of yet, or none that was not.
@@ -81,7 +86,7 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         if self.series is not None and len(series) <= len(self.series):
             return False
         self.series = series
-        self._trunk = on_every_path(self.layers, series, roots)
+        self._trunk, self.stations = on_every_path(self.layers, series, roots, entries)
         return True
 
     def positions(self, parameters: Iterable[nn.Parameter]) -> list[int]:

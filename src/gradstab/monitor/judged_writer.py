@@ -16,7 +16,7 @@ from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.losses import Skips
 
-SKIPPED = "amp/skipped"
+SKIPPED, REACH = "amp/skipped", "output_reach"
 # A GradScaler's factor is a power of two, and never this small in practice.
 LEAST_SCALE = 64
 
@@ -61,7 +61,9 @@ class JudgedWriter(EventWriter):
     def write(
         self, step: int, scalars: Mapping[str, float], vectors: Mapping[str, Vector], wall_time: float | None = None
     ) -> None:
-        known = dict(scalars)
+        known, vectors = dict(scalars), dict(vectors)
+        if (reach := vectors.pop(REACH, None)) is not None:
+            known[REACH] = float(reach[0])
         if "test/loss" not in known:
             known = self._of_a_step(step, known, vectors)
         if not self._rehearses:

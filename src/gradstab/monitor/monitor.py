@@ -228,14 +228,14 @@ class Monitor(Closing):
         self._norms = norms = WatchedNorms(self._model.parameters(), self._layers)
         self._looker.rearrange(norms)
         if self.signals.seen:
-            norms.take_roots(self.signals.roots, self._optimizers)
+            self.signals.tell_ways(norms, self._optimizers)
             self._book.note_series(norms)
         self._book.write_opening(self._norms, self._model, self._optimizers)
 
     def _rearrange(self) -> None:
         """Take in what has changed about the network: layers unfrozen, parameters exchanged."""
         self._followed.count_backwards(self._looker)
-        if self._norms.take_roots(self.signals.roots, self._optimizers):
+        if self.signals.tell_ways(self._norms, self._optimizers):
             self._book.rearrange(self._norms)
         new, gone = self._norms.exchanged(self._model.parameters())
         if new + gone:
@@ -244,5 +244,6 @@ class Monitor(Closing):
     def _read(self) -> dict[str, Tensor]:
         for kind, why in self.signals.refusals.items():
             self._book.complain(notes.REFUSED, stacklevel=5, kind=kind, why=why)
-        found = self.signals.read(self._layers, self._norms.width, gradients.scale_of(self._settings.scaler))
+        norms, scale = self._norms, gradients.scale_of(self._settings.scaler)
+        found = self.signals.read(self._layers, norms.width, norms.stations, scale)
         return found | {"weight_norm": looking.weight_norms(self._layers)}

@@ -18,7 +18,8 @@ from gradstab.monitor.readings import Call
 
 @dataclass(eq=False)
 class Pass:
-    """One forward pass: how many samples went in, None where that is not known, and every layer's calls.
+    """One forward pass: how many samples went in, None where that is not known, every layer's calls, what went into
+    modules, by their ids, and the outputs.
 
     ``implied`` is a pass that nothing but a layer's call has told of; each call then counts as many samples as its
     output seems to hold, until all have come. ``recomputed`` is one that was first seen while gradients went back.
@@ -28,6 +29,8 @@ class Pass:
 
     samples: int | None
     calls: dict[int, list[Call]] = field(default_factory=dict)
+    entries: dict[int, list[Call]] = field(default_factory=dict)
+    outputs: list[Call] = field(default_factory=list)
     implied: bool = False
     recomputed: bool = False
     went_back: bool = False
@@ -152,3 +155,15 @@ class Flow:
             node, output = node.next_functions[output]  # type: ignore[union-attr]
             wrapped = True
         return self.nodes.get((node, output), (None, None)) if wrapped else (None, None)
+
+
+def goes_back() -> bool:
+    """Whether a backward pass is under way, in which checkpoints run forward once more."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def looking() -> bool:
+    """Whether a forward pass is one to look at: made for a gradient, and not while a compiler traces it."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    return torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None

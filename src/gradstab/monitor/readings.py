@@ -34,12 +34,16 @@ class Statistics:
 
 @dataclass(eq=False)
 class Call:
-    """One call of a layer: the samples in its batch, and ∂L/∂h of its outputs once a backward pass has brought it."""
+    """One call of a layer: the samples in its batch, and ∂L/∂h of its outputs once a backward pass has brought it.
+
+    ``spread`` is how far apart the samples' outputs are, where that is asked for.
+    """
 
     samples: int
     grads: dict[int, Tensor] = field(default_factory=dict)
     norms: list[Tensor] = field(default_factory=list)
     correlation: Tensor | None = None
+    spread: Tensor | None = None
     statistics: Statistics | None = None
 
     def compact(self) -> None:
@@ -74,6 +78,42 @@ def combine(
                 found.setdefault(name, {})[position] = value
     widths = {"signal_grad_norm": len(layers), "correlation": len(layers)}
     return {name: _row(values, widths.get(name, hidden)) for name, values in found.items()}
+
+
+def on_streams(
+    passes: Sequence[Mapping[int, list[Call]]],
+    stations: Mapping[int, int],
+    found: Mapping[str, Tensor],
+    reduction: str,
+    scale: Tensor | None,
+) -> dict[str, Tensor]:
+    """δ on the way that no gradient passes by, [layers], where any was ``found``: a layer's, or its branch's input's.
+
+    ``stations`` are the modules, by id, at whose input the branch of the layer at that position begins; ``passes`` have
+    what went into modules.
+    """
+    if "signal_grad_norm" not in found:
+        return {}
+    values = found["signal_grad_norm"].clone()
+    for position, module in stations.items():
+        calls = [_that_went_back(one[module]) for one in passes if module in one]
+        value = _of_layer(calls, reduction, scale).get("signal_grad_norm")
+        values[position] = math.nan if value is None else value.to(values.device, values.dtype)
+    return {"stream_grad_norm": values}
+
+
+def reach(outputs: Sequence[list[Call]], reduction: str, scale: Tensor | None) -> Tensor | None:
+    """What differences between the network's outputs make of the loss, to first order and at most, [1].
+
+    That is their spread over samples, times the gradient that a sample's own loss has at its output. Far below the
+    loss, it is that of a constant output. None where no pass has shown both, of more than one sample.
+    """
+    calls = [_that_went_back(one) for one in outputs]
+    spreads = [call.spread for one in calls for call in one if call.spread is not None]
+    gradient = _of_layer(calls, reduction, scale).get("signal_grad_norm")
+    if gradient is None or not spreads:
+        return None
+    return (torch.stack(spreads).amax() * gradient).reshape(1)
 
 
 def _that_went_back(calls: list[Call]) -> list[Call]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
@@ -43,41 +44,70 @@ def in_series(
     return max(chains.values(), key=len, default=[])
 
 
-def on_every_path(layers: Sequence[WatchedLayer], chain: Sequence[int], roots: Mapping[int, Any]) -> list[int]:
-    """Those of a ``chain`` that no gradient on its way down can pass by: past the others leads a skip path.
+@dataclass(frozen=True)
+class Ways:
+    """The ways on which gradients go down a chain: where each node stands, from below, and those that all ways pass.
 
-    The way goes down to the lowest layers that the chain's first one is computed from, an embedding, say; to itself,
-    where there is none.
+    They go from the last layer that is computed from the chain down to the lowest ones that the chain's first is
+    computed from, an embedding, say; to itself, where there is none. Empty where the graph does not show its output.
+    """
 
-    Of a layer in a branch beside one, δ may be as small as the branch is: others get their gradient all the same. All
-    of the chain where the graph does not show the first one's output.
+    places: Mapping[Any, int]
+    shared: Collection[Any]
+
+    @classmethod
+    def along(cls, layers: Sequence[WatchedLayer], chain: Sequence[int], roots: Mapping[int, Any]) -> Ways:
+        """Those of a ``chain`` of at least one."""
+        above = _ancestors(layers, roots)
+        top = max(i for i, layer in enumerate(layers) if id(layer) in roots and above[i] >> chain[-1] & 1)
+        order = _from_below(roots[id(layers[top])])
+        below = [i for i in range(len(layers)) if i != chain[0] and above[chain[0]] >> i & 1 and id(layers[i]) in roots]
+        lowest = [i for i in below if not any(j != i and above[i] >> j & 1 for j in below)] or [chain[0]]
+        ends = {roots[id(layers[i])] for i in lowest}
+        # How many paths lead from each node to the lowest layers, and from the top to each node; one that all pass has
+        # as many as there are. Modulo a large prime, as they may double with every block.
+        down = dict.fromkeys(order, 0)
+        up = dict.fromkeys(order, 0)
+        if roots[id(layers[chain[0]])] not in down:
+            return cls({}, ())
+        down |= dict.fromkeys(ends, 1)
+        up[order[-1]] = 1
+        for node in order:
+            if node not in ends:
+                down[node] = sum(down[parent] for parent in _parents(node)) % PRIME
+        for node in reversed(order):
+            for parent in _parents(node):
+                up[parent] = (up[parent] + up[node]) % PRIME
+        whole = down[order[-1]]
+        shared = {node for node in order if up[node] * down[node] % PRIME == whole}
+        return cls({node: place for place, node in enumerate(order)}, shared)
+
+
+def on_every_path(
+    layers: Sequence[WatchedLayer], chain: Sequence[int], roots: Mapping[int, Any], entries: Mapping[int, Any]
+) -> tuple[list[int], dict[int, int]]:
+    """Those of a ``chain`` whose gradient tells of all below, and at which module's input, by id, it does for some.
+
+    Past a layer in a branch leads a skip path: its δ may be as small as the branch is, and others get their gradient
+    all the same. What all gradients pass is what goes into the branch, as far as it goes into a module as well:
+    ``entries`` have the nodes of that. The first layer that follows stands for it.
     """
     if len(chain) < 2:
-        return list(chain)
-    above = _ancestors(layers, roots)
-    top = max(i for i, layer in enumerate(layers) if id(layer) in roots and above[i] >> chain[-1] & 1)
+        return list(chain), {}
+    ways = Ways.along(layers, chain, roots)
     nodes = {i: roots[id(layers[i])] for i in chain}
-    order = _from_below(roots[id(layers[top])])
-    below = [i for i in range(len(layers)) if i != chain[0] and above[chain[0]] >> i & 1 and id(layers[i]) in roots]
-    lowest = [i for i in below if not any(j != i and above[i] >> j & 1 for j in below)] or [chain[0]]
-    ends = {roots[id(layers[i])] for i in lowest}
-    # How many paths lead from each node to the lowest layers, and from the top to each node; a layer that all pass has
-    # as many as there are. Modulo a large prime, as they may double with every block.
-    down = dict.fromkeys(order, 0)
-    up = dict.fromkeys(order, 0)
-    if nodes[chain[0]] not in down:
-        return list(chain)
-    down |= dict.fromkeys(ends, 1)
-    up[order[-1]] = 1
-    for node in order:
-        if node not in ends:
-            down[node] = sum(down[parent] for parent in _parents(node)) % PRIME
-    for node in reversed(order):
-        for parent in _parents(node):
-            up[parent] = (up[parent] + up[node]) % PRIME
-    whole = down[order[-1]]
     # An activation in place can hide an output's node: nothing is known of such a layer.
-    return [i for i in chain if nodes[i] not in down or up[nodes[i]] * down[nodes[i]] % PRIME == whole]
+    own = [i for i in chain if nodes[i] not in ways.places or nodes[i] in ways.shared]
+    shared = {ways.places[node]: module for module, node in entries.items() if node in ways.shared}
+    taken = {ways.places[nodes[i]] for i in own if nodes[i] in ways.places}
+    stations: dict[int, int] = {}
+    for i in chain:
+        if i not in own:
+            place = max((p for p in (*shared, *taken) if p < ways.places[nodes[i]]), default=-1)
+            if place not in taken and place in shared:
+                stations[i] = shared[place]
+                taken.add(place)
+    return sorted([*own, *stations]), stations
 
 
 def _parents(node: Any) -> list[Any]:

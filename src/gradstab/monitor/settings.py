@@ -5,11 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from gradstab.config.verdict_options import Thresholds
-from gradstab.monitor.signals import Conventions
 
 # Every so many steps somebody looks whether the network has other parameters.
 RENEWED = 50
+
+
+@dataclass
+class Conventions:
+    """How to read somebody's network: the loss's ``reduction`` over samples, where the batch is, own activations."""
+
+    reduction: str = "mean"
+    batch_dim: int = 0
+    activations: tuple[type[nn.Module], ...] = ()
 
 
 @dataclass(frozen=True)

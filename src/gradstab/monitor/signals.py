@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradstab.measure import quantities as q
 from gradstab.monitor import readings, tensors
+from gradstab.monitor.gradients import WatchedNorms
+from gradstab.monitor.judged_writer import REACH
 from gradstab.monitor.layers import WatchedLayer, carries, is_elementwise
-from gradstab.monitor.passes import Flow, Pass, Passes
+from gradstab.monitor.passes import Flow, Pass, Passes, goes_back, looking
 from gradstab.monitor.readings import Call
-
-
-@dataclass
-class Conventions:
-    """How to read somebody's network: the loss's ``reduction`` over samples, where the batch is, own activations."""
-
-    reduction: str = "mean"
-    batch_dim: int = 0
-    activations: tuple[type[nn.Module], ...] = ()
+from gradstab.monitor.settings import Conventions
+from gradstab.monitor.streams import Latest, Streams
 
 
 class Signals:
@@ -40,12 +36,10 @@ class Signals:
 
     def __init__(self, model: nn.Module, layers: Sequence[WatchedLayer], conventions: Conventions) -> None:
         self.order: list[WatchedLayer] = []
-        self.seen = False
         self.roots: dict[int, Any] = {}
         self._keeps_roots = True
-        self.compiled = False
+        self.seen, self.compiled, self.finds_passes = False, False, True
         self.refusals: dict[str, str] = {}
-        self.finds_passes = True
         self._model = model
         self._layers = {id(layer.module): layer for layer in layers}
         self._conventions = conventions
@@ -53,6 +47,7 @@ class Signals:
         others = [module for module in model.modules() if id(module) not in self._layers]
         self._phis = [m for m in others if id(m) in self._given or is_elementwise(m, conventions.activations)]
         self._carriers = [m for m in others if carries(m) and id(m) not in self._given]
+        self.streams = Streams(model, layers, conventions.batch_dim)
         self._handles: list[RemovableHandle] = []
         self._parameters: list[nn.Parameter] = []
         self._forget()
@@ -79,6 +74,8 @@ class Signals:
             self._handles.append(self._model.register_forward_hook(self._on_output, always_call=True))
         for layer in self._layers.values():
             self._handles.append(layer.module.register_forward_hook(self._on_layer))
+        for module in self.streams.modules():
+            self._handles.append(module.register_forward_pre_hook(self._on_entry, with_kwargs=True))
         for carrier in self._carriers:
             self._handles.append(carrier.register_forward_hook(self._on_carrier))
         for phi in self._phis:
@@ -96,6 +93,8 @@ class Signals:
 
     def _forget(self) -> None:
         self.passes, self._flow, self._entered, self._depth = Passes(), Flow(), dict[int, Call](), 0
+        self._latest: Latest | None = None
+        self.streams.forget()
 
     def pass_by_hand(self) -> None:
         """From now on passes are told by :meth:`begin_pass`: the network itself may not be what is called."""
@@ -115,13 +114,26 @@ class Signals:
         self._flow = Flow()
         return begun
 
-    def read(self, layers: Sequence[WatchedLayer], hidden: int, scale: Tensor | None) -> dict[str, Tensor]:
+    def read(
+        self, layers: Sequence[WatchedLayer], hidden: int, stations: Mapping[int, int], scale: Tensor | None
+    ) -> dict[str, Tensor]:
         """All quantities that hooks give, [layers] or [hidden]; NaN for a layer that showed none.
 
-        What no layer showed is left out. ``scale`` is the factor that a GradScaler put on the loss.
+        What no layer showed is left out. ``stations`` are the modules, by id, at whose input the branches of the layers
+        at these positions begin, and ``scale`` is the factor that a GradScaler put on the loss.
         """
-        passes = [one.calls for one in self.passes.complete()]
-        return readings.combine(passes, layers, hidden, self._conventions.reduction, scale)
+        passes, reduction = self.passes.complete(), self._conventions.reduction
+        found = readings.combine([one.calls for one in passes], layers, hidden, reduction, scale)
+        if stations:
+            found |= readings.on_streams([one.entries for one in passes], stations, found, reduction, scale)
+        reach = readings.reach([one.outputs for one in passes], reduction, scale)
+        return found if reach is None else found | {REACH: reach}
+
+    def tell_ways(self, norms: WatchedNorms, optimizers: Sequence[Optimizer]) -> bool:
+        """Tell ``norms`` by which ways gradients came, and look at no inputs but those that matter; is it news?"""
+        news = norms.take_roots(self.roots, self.streams.entries, optimizers)
+        self.streams.stations = set(norms.stations.values())
+        return news
 
     def _on_input(self, module: nn.Module, args: object, kwargs: object) -> None:
         if torch.compiler.is_compiling():
@@ -130,32 +142,46 @@ class Signals:
         if module is not self._model:
             return
         self._depth += 1
-        current, going_back = self.passes.current, _goes_back()
+        current, going_back = self.passes.current, goes_back()
         # Within a call of its own (trees), and as a checkpoint runs again what was seen, no other pass begins.
-        if self._depth > 1 or not _looking() or (going_back and current is not None and not current.recomputed):
+        if self._depth > 1 or not looking() or (going_back and current is not None and not current.recomputed):
             return
         samples = tensors.batch_size((args, kwargs), self._conventions.batch_dim)
         if current is None or current.samples != samples or current.went_back:
             self._next(Pass(samples, recomputed=going_back))
         # Else as many samples as before, and no backward pass since: one batch, seen twice (siamese networks).
 
-    def _on_output(self, module: nn.Module, _args: object, _output: object) -> None:
-        if not torch.compiler.is_compiling() and module is self._model:
-            self._depth = max(self._depth - 1, 0)
+    def _on_output(self, module: nn.Module, _args: object, output: object) -> None:
+        if torch.compiler.is_compiling() or module is not self._model:
+            return
+        self._depth = max(self._depth - 1, 0)
+        if not self._depth and (current := self._seen_now()) is not None:
+            self.streams.take_output(current, output, self._latest, self._keep_gradient)
+
+    def _on_entry(self, module: nn.Module, args: object, kwargs: object) -> None:
+        self.streams.take_input(self._seen_now(), module, (args, kwargs))
+
+    def _seen_now(self) -> Pass | None:
+        """The pass under way, if it is one to look at, and not one that a checkpoint runs again."""
+        return self.passes.current if looking() and not goes_back() else None
+
+    def _keep_gradient(self, tensor: Tensor, current: Pass, call: Call, output: int) -> None:
+        # A tensor's hook and not retain_grad: an activation in place may follow; what is wanted is h's own.
+        handle = tensor.register_hook(self.passes.keep_gradient(current, call, output))  # type: ignore[no-untyped-call]
+        if tensor.is_leaf:
+            self._handles.append(handle)  # A parameter that is given out as it is outlives the pass.
 
     def _on_layer(self, module: nn.Module, _args: object, output: object) -> None:
-        if not _looking():
+        if not looking():
             self.compiled |= torch.compiler.is_compiling()
             return
-        layer = self._layers.get(id(module))
-        if layer is None:
+        if (layer := self._layers.get(id(module))) is None:
             return
         self.seen = True
-        outputs = tensors.outputs_of(module, output)
-        if not outputs:
+        if not (outputs := tensors.outputs_of(module, output)):
             return
         h = outputs[0]
-        going_back = _goes_back()
+        going_back = goes_back()
         current = self.passes.current or self._next(Pass(None, implied=True))
         if current.implied and id(layer) in current.calls and not going_back and current.went_back:
             # A container that is never called itself: calls after a backward pass are the next micro-batch.
@@ -163,6 +189,7 @@ class Signals:
         axis = tensors.batch_axis(h, self._conventions.batch_dim)
         samples = 1 if h.ndim < 2 else h.shape[axis] if current.samples is None else current.samples
         call = Call(samples)
+        self._latest = Latest(ref(h), h._version, call)
         current.calls.setdefault(id(layer), []).append(call)
         if going_back and layer not in self.order:
             # Recomputed: topmost first, and in a graph of its own, which does not show what it hangs on.
@@ -175,14 +202,11 @@ class Signals:
             call.correlation = q.correlation(h.detach().movedim(axis, 0))
         for i, tensor in enumerate(outputs):
             if tensor.requires_grad:
-                # A tensor's hook and not retain_grad: an activation in place may follow; what is wanted is h's own.
-                handle = tensor.register_hook(self.passes.keep_gradient(current, call, i))  # type: ignore[no-untyped-call]
-                if tensor.is_leaf:
-                    self._handles.append(handle)  # A parameter that is given out as it is outlives the pass.
+                self._keep_gradient(tensor, current, call, i)
         self._flow.put(h, layer, call)
 
     def _on_carrier(self, _module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        if not _looking() or not args or not isinstance(output, Tensor):
+        if not looking() or not args or not isinstance(output, Tensor):
             return
         layer, call = self._flow.source(args[0])
         if layer is not None and call is not None:
@@ -190,17 +214,14 @@ class Signals:
 
     def _on_phi_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Slopes are taken before the activation runs: in place, it would overwrite its input."""
-        if not _looking() or not args or not isinstance(args[0], Tensor):
+        h = args[0] if looking() and args and isinstance(args[0], Tensor) else None
+        if h is None or not tensors.is_dense(h) or not h.is_floating_point():
             return
-        if not tensors.is_dense(args[0]) or not args[0].is_floating_point():
-            return
-        layer, call = self._source(module, args[0])
-        if layer is None or call is None or call.statistics is not None:
-            return
-        if layer.activation is not None and layer.activation is not module:
+        layer, call = self._source(module, h)
+        if layer is None or call is None or call.statistics is not None or layer.activation not in (None, module):
             return
         try:
-            call.statistics = readings.slopes(module, args[0], layer.weights[0][0])
+            call.statistics = readings.slopes(module, h, layer.weights[0][0])
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             if not isinstance(module, self._conventions.activations):
                 raise
@@ -227,15 +248,3 @@ class Signals:
 def _inert() -> Signals:
     """What the hooks of a copied network are bound to: it knows no layer."""
     return Signals(nn.Module(), (), Conventions())
-
-
-def _goes_back() -> bool:
-    """Whether a backward pass is under way, in which checkpoints run forward once more."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def _looking() -> bool:
-    """Whether a forward pass is one to look at: made for a gradient, and not while a compiler traces it."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return False
-    return torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None

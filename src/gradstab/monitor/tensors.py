@@ -16,9 +16,29 @@ def outputs_of(module: nn.Module, output: object) -> list[Tensor]:
     Of a recurrent module the last state too, which is where many networks take up its result. Tensors that are empty,
     nested, sparse, or no floating-point numbers show nothing.
     """
-    found = (leaf.data if isinstance(leaf, PackedSequence) else leaf for leaf in _leaves(output))
+    found = (leaf.data if isinstance(leaf, PackedSequence) else leaf for leaf in leaves(output))
     chosen = list(found) if isinstance(module, nn.RNNBase) else list(itertools.islice(found, 1))
     return [h for h in chosen if is_dense(h) and (h.is_floating_point() or h.is_complex())]
+
+
+def result_of(output: object, samples: int | None, dim: int) -> Tensor | None:
+    """What a network made of so many samples: the first tensor with as many, and a gradient; None where there is none.
+
+    A loss that the network computes itself may come before it.
+    """
+    for leaf in leaves(output):
+        h = leaf.data if isinstance(leaf, PackedSequence) else leaf
+        known = is_dense(h) and h.is_floating_point() and h.requires_grad and h.ndim > 0
+        if known and h.shape[batch_axis(h, dim)] == samples:
+            return h
+    return None
+
+
+def computed_in(inputs: object) -> Tensor | None:
+    """The first of these tensors, if it was computed from something that has a gradient."""
+    x = next(leaves(inputs), None)
+    computed = isinstance(x, Tensor) and is_dense(x) and x.is_floating_point() and x.grad_fn is not None
+    return x if computed else None  # type: ignore[return-value]
 
 
 def is_dense(h: Tensor) -> bool:
@@ -26,13 +46,13 @@ def is_dense(h: Tensor) -> bool:
     return h.layout is torch.strided and not h.is_nested and h.numel() > 0
 
 
-def _leaves(value: object, above: tuple[object, ...] = ()) -> Iterator[Tensor | PackedSequence]:
+def leaves(value: object, above: tuple[object, ...] = ()) -> Iterator[Tensor | PackedSequence]:
     """The tensors in nested tuples, lists and mappings, of which one may hold another that it lies in."""
     if isinstance(value, PackedSequence | Tensor):
         yield value
     elif not any(value is other for other in above):
         for part in _parts(value):
-            yield from _leaves(part, (*above, value))
+            yield from leaves(part, (*above, value))
 
 
 def _parts(value: object) -> Collection[object]:
@@ -41,7 +61,7 @@ def _parts(value: object) -> Collection[object]:
 
 def batch_size(inputs: object, dim: int) -> int | None:
     """The length of axis ``dim`` of the first tensor that has it; None where there is none."""
-    for leaf in _leaves(inputs):
+    for leaf in leaves(inputs):
         if isinstance(leaf, PackedSequence):
             return int(leaf.batch_sizes[0])
         if leaf.ndim > dim and not (leaf.is_nested and dim):

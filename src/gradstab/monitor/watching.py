@@ -21,8 +21,7 @@ from gradstab.monitor.gradients import enabled
 from gradstab.monitor.layers import find_layers, unwrapped
 from gradstab.monitor.monitor import Monitor
 from gradstab.monitor.place import make_directory
-from gradstab.monitor.settings import Settings
-from gradstab.monitor.signals import Conventions
+from gradstab.monitor.settings import Conventions, Settings
 
 
 def watch(

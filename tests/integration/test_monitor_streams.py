@@ -1,0 +1,150 @@
+"""What a monitor makes of skip paths, and of a guess's loss that nobody has told."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradstab import watch
+from gradstab.events import read_records
+from gradstab.measure.afterwards import judge_records
+from gradstab.measure.verdict import Verdict
+from gradstab.run_directory import read_run
+
+BATCH = 32
+
+
+class Residual(nn.Module):
+    """x + scale · branch(x), again and again: as modules of their own, or in one loop, behind a norm or without."""
+
+    def __init__(self, depth: int, width: int, *, blocks: bool, norm: bool = False, scale: float = 1.0) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) if norm else nn.Identity() for _ in range(depth))
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.wrapped = nn.ModuleList(nn.Sequential(layer, nn.ReLU()) for layer in self.layers) if blocks else None
+        self.head, self.scale = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10)), scale
+        for layer in self.layers:
+            nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
+        self.streams: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.streams = []
+        for i, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=True)):
+            self.streams.append(x)
+            branch = self.wrapped[i](norm(x)) if self.wrapped is not None else F.relu(layer(norm(x)))
+            x = x + self.scale * branch
+        y: Tensor = self.head(x)
+        return y
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_delta_of_a_residual_network_is_that_of_its_stream(
+    tmp_path: Path, blocks: bool, norm: bool, parts: int
+) -> None:
+    torch.manual_seed(0)
+    model = Residual(4, 12, blocks=blocks, norm=norm)
+    twin = copy.deepcopy(model)
+    with watch(model, tmp_path / "run", every=1) as monitor:
+        for _ in range(2):
+            model.zero_grad()
+            squares, losses = torch.zeros(4, dtype=torch.float64), []
+            for _ in range(parts):
+                x, y = torch.randn(BATCH, 12), torch.randint(10, (BATCH,))
+                loss = F.cross_entropy(model(x), y) / parts
+                loss.backward()  # type: ignore[no-untyped-call]
+                losses.append(loss.item())
+                alone = F.cross_entropy(twin(x.requires_grad_()), y) / parts
+                squares += torch.stack([g.double().square().sum() for g in torch.autograd.grad(alone, twin.streams)])
+            monitor.step(sum(losses))
+    known, records = read_run(tmp_path / "run"), read_records(tmp_path / "run")
+    trunk = [records.layers.index(tag) for tag in known["trunk_layers"]]
+    expected = (squares * BATCH * parts).sqrt().numpy()
+    stream = records.vectors["stream_grad_norm"].values[-1][trunk]
+    # Below the first layer there is nothing that a gradient could pass it by for: its own δ counts.
+    assert len(stream) == 4
+    assert stream[1:] == pytest.approx(expected[1:], rel=1e-5)
+    assert stream[0] == records.vectors["signal_grad_norm"].values[-1][trunk[0]] < expected[0]
+    assert judge_records(records, known).labels == tuple(known["verdict"]["labels"])
+
+
+def trained(model: nn.Module, directory: Path, x: Tensor, y: Tensor, rate: float, steps: int) -> Verdict:
+    """Watched without being told the loss of guessing."""
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
+    loss_of = F.cross_entropy if y.dtype == torch.long else F.mse_loss
+    generator = torch.Generator().manual_seed(0)
+    with watch(model, directory, optimizer=optimizer, every=10) as monitor:
+        for _ in range(steps):
+            some = torch.randint(len(x), (BATCH,), generator=generator)
+            loss = loss_of(model(x[some]), y[some])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            monitor.step(loss)
+            optimizer.step()
+    verdict = monitor.verdict()
+    assert judge_records(read_records(directory), read_run(directory)) == verdict
+    return verdict
+
+
+@pytest.mark.parametrize(("scale", "label"), [(1.0, "exploding"), (0.18, "healthy")])
+def test_a_stream_that_explodes_is_told_of(tmp_path: Path, scale: float, label: str) -> None:
+    torch.manual_seed(0)
+    model = Residual(30, 32, blocks=False, scale=scale)
+    x = torch.randn(512, 32)
+    verdict = trained(model, tmp_path / "run", x, (x[:, :10] * 3).argmax(1), 0.01, 150)
+    assert label in verdict.labels
+
+
+def test_a_first_loss_that_exploded_is_nothing_to_learn_from(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Residual(40, 32, blocks=True)
+    model.head[0] = nn.Identity()
+    x = torch.randn(512, 32)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=10) as monitor:
+        losses = []
+        for _ in range(120):
+            loss = F.cross_entropy(model(x), (x[:, :10] * 3).argmax(1))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            monitor.step(loss)
+            losses.append(loss.item())
+            optimizer.step()
+    # Far below the first step's, and thousands of times guessing's all the same.
+    assert 100 * losses[-1] < losses[0]
+    assert losses[-1] > 1000 * 2.3
+    assert "exploding" in monitor.verdict().labels
+
+
+@pytest.mark.parametrize("final", [nn.Sigmoid, nn.Identity])
+@pytest.mark.parametrize(("depth", "learns"), [(1, True), (12, False)])
+def test_a_constant_output_has_learnt_nothing_however_far_the_loss_fell(
+    tmp_path: Path, depth: int, learns: bool, final: type[nn.Module]
+) -> None:
+    torch.manual_seed(1)
+    # Far from what a network puts out at first: most of the first loss is the way to the mean.
+    x = 0.2 * torch.sigmoid(2 * torch.randn(512, 3) @ torch.randn(3, 16))
+    inputs = (x - x.mean(0)) / x.std()
+    chain = [part for i in range(depth) for part in (nn.Linear(16, 16), nn.Sigmoid())]
+    model = nn.Sequential(*chain, nn.Linear(16, 16), final())
+    verdict = trained(model, tmp_path / "run", inputs, x, 1.0, 600)
+    constant, reached = (x - x.mean(0)).square().mean().item(), F.mse_loss(model(inputs), x).item()
+    assert (reached < 0.5 * constant) == learns
+    assert ("healthy" in verdict.labels) == learns
+    assert ("vanishing" in verdict.labels) != learns
+
+
+@pytest.mark.parametrize("steps", [5, 20, 200])
+def test_outputs_that_start_at_the_targets_mean_do_not_collapse(tmp_path: Path, steps: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
+    nn.init.constant_(model[-1].bias, 2000.0)  # type: ignore[arg-type]
+    x = torch.randn(512, 16)
+    verdict = trained(model, tmp_path / "run", x, 2000 + 3 * torch.tanh(x[:, :1]), 1e-3, steps)
+    assert verdict.labels == ("healthy",)
