@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from gradstab.errors import Interrupted
@@ -142,7 +140,7 @@ def _advance(
     judges = looks or progress.done % JUDGED_STEPS == 0
     judges |= bool(plan.stop_on) and (measured or not record.updated)
     if judges or recorder.due:
-        _flush(progress, parts, recorder, display, witness, inputs)
+        _flush(progress, parts, recorder, display, witness)
     if progress.ended:
         return
     outcome.steps += record.updated
@@ -158,20 +156,13 @@ def _advance(
         progress.end("completed", "")
 
 
-def _flush(
-    progress: Progress,
-    parts: Parts,
-    recorder: Recorder,
-    display: Display,
-    witness: Witness,
-    inputs: Tensor | None = None,
-) -> None:
+def _flush(progress: Progress, parts: Parts, recorder: Recorder, display: Display, witness: Witness) -> None:
     """Bring what has gathered to the host; a step among it that was not finite ends the run."""
     broken = witness.looked(recorder.flush())
     display.progress(progress.done, recorder.latest)
     if broken is not None:
         progress.outcome.broken, progress.outcome.steps = broken, broken.step
-        progress.end("diverged", _describe(broken, parts, inputs))
+        progress.end("diverged", _describe(broken, parts.probe.tags))
 
 
 def evaluate_into(
@@ -188,43 +179,14 @@ def evaluate_into(
     display.evaluated(done, loss, accuracy, recorder.latest)
 
 
-def _describe(broken: NonFinite, parts: Parts, inputs: Tensor | None) -> str:
+def _describe(broken: NonFinite, tags: Sequence[str]) -> str:
     """The reason of a divergence in one line, with the layer where it began."""
-    names = parts.probe.tags
     if broken.where:
         where = broken.where
     elif broken.layer is not None:
-        where = f"first in layer {names[broken.layer]} on the way back"
+        where = f"first in layer {tags[broken.layer]} on the way back"
     elif broken.quantity == "gradient":
         where = "in no layer's weights but in other parameters"
-    elif not parts.check_every_step:
-        where = "losses on a GPU are looked at in bulk, so no layer is named; on_divergence=skip looks at each"
     else:
-        # Seen at once, so that the step's own inputs are at hand.
-        assert inputs is not None
-        layer = first_overflowing_layer(parts, inputs)
-        where = f"first in the output of layer {names[layer]} on the way forward"
-        broken.layer = layer
+        where = "losses on a GPU are looked at in bulk, so no layer is named; on_divergence=skip looks at each"
     return f"non-finite {broken.quantity} at step {broken.step}, {where}"
-
-
-@torch.no_grad()
-def first_overflowing_layer(parts: Parts, inputs: Tensor) -> int:
-    """The index of the first layer whose h is inf or NaN for these inputs; the output's where the loss alone is.
-
-    Runs forward on the model as it is, and puts its buffers back.
-    """
-    finite: list[bool] = []
-    buffers = copy.deepcopy(dict(parts.model.named_buffers()))
-    handles = [
-        layer.preactivation.register_forward_hook(lambda _m, _a, h: finite.append(bool(torch.isfinite(h).all())))
-        for layer in parts.probe.layers
-    ]
-    try:
-        parts.model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for name, buffer in parts.model.named_buffers():
-            buffer.copy_(buffers[name])
-    return finite.index(False) if False in finite else len(finite) - 1
