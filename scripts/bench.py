@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,20 +38,28 @@ from gradstab.config import Config, from_hydra, register_schema
 from gradstab.data import Dataset
 from gradstab.events import EventWriter
 from gradstab.measure.diagnosis import Judge
-from gradstab.measure.recorder import Latest, Recorder
-from gradstab.training import Plan, fit
+from gradstab.measure.recorder import NonFinite, Recorder
+from gradstab.progress import Plan, Progress
+from gradstab.training import fit
 
 Contender = Callable[[int], None]
 
 
 class Silent:
-    """A display that shows nothing."""
+    """A display that shows nothing, a saver that saves nothing, and a witness that looks away."""
 
-    def progress(self, done: int, latest: Latest) -> None:
-        """Nothing."""
+    def _nothing(self, *_args: Any, **_named: Any) -> None:
+        """Whatever is told."""
 
-    def evaluated(self, done: int, loss: float, accuracy: float | None, latest: Latest) -> None:
-        """Nothing."""
+    progress = evaluated = poll = save = before = after = ended = _nothing
+
+    def due(self, done: int) -> bool:  # noqa: ARG002
+        """Never."""
+        return False
+
+    def looked(self, broken: NonFinite | None) -> NonFinite | None:
+        """As it is."""
+        return broken
 
 
 def configured(*overrides: str) -> Config:
@@ -117,7 +126,9 @@ def gradstab_loop(config: Config, inputs: Tensor | None, folder: Path) -> Conten
 
     def run(steps: int) -> None:
         plan = Plan(steps, eval_every=10**9, measure_every=None, measure=False, target_loss=None)
-        assert fit(parts, plan, stream, recorder, Silent(), judge).status == "completed"
+        idle = Silent()
+        ended = fit(parts, plan, stream, recorder, idle, judge, progress=Progress(), saver=idle, witness=idle)
+        assert ended.status == "completed"
 
     return run
 

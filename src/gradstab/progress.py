@@ -83,28 +83,11 @@ class Saver(Protocol):
     def due(self, done: int) -> bool:
         """Whether the state after ``done`` steps is to be saved; False right after it was."""
 
-    def save(self, progress: Progress) -> None:
+    def save(self) -> None:
         """Save everything; no step is half done, and nothing waits to be recorded."""
 
     def evaluated(self, progress: Progress, model: nn.Module) -> None:
         """The test split was evaluated."""
-
-
-class SavesNothing:
-    """Lets a run go on to its end."""
-
-    def poll(self) -> None:
-        """Nobody asks."""
-
-    def due(self, done: int) -> bool:  # noqa: ARG002
-        """Never."""
-        return False
-
-    def save(self, progress: Progress) -> None:
-        """Nothing."""
-
-    def evaluated(self, progress: Progress, model: nn.Module) -> None:
-        """Nothing."""
 
 
 class Witness(Protocol):
@@ -121,23 +104,6 @@ class Witness(Protocol):
 
     def ended(self, outcome: Outcome) -> None:
         """No step follows, and all evaluations are made."""
-
-
-class SeesNothing:
-    """Looks away."""
-
-    def before(self, step: int, indices: Tensor) -> None:
-        """Nothing."""
-
-    def after(self, record: StepRecord) -> None:
-        """Nothing."""
-
-    def looked(self, broken: NonFinite | None) -> NonFinite | None:
-        """As it is."""
-        return broken
-
-    def ended(self, outcome: Outcome) -> None:
-        """Nothing."""
 
 
 class Display(Protocol):

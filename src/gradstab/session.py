@@ -188,7 +188,7 @@ class Checkpoints:
             return done % self._knobs.steps == 0
         return self._knobs.seconds is not None and time.monotonic() - self._at >= self._knobs.seconds
 
-    def save(self, _progress: Progress) -> None:
+    def save(self) -> None:
         """Write the session's state as it is."""
         self.write(self._session.state_dict())
 

@@ -15,7 +15,7 @@ from gradstab.measure.losses import STUCK_STEPS
 from gradstab.measure.quantities import as_tensor, finite
 from gradstab.measure.recorder import NonFinite, Recorder, StepRecord
 from gradstab.parts import Parts
-from gradstab.progress import Display, Outcome, Plan, Progress, Saver, SavesNothing, SeesNothing, Witness
+from gradstab.progress import Display, Outcome, Plan, Progress, Saver, Witness
 
 __all__ = ["Display", "Outcome", "Parts", "Plan", "Progress", "Saver", "evaluate", "fit", "train_step"]
 
@@ -70,17 +70,14 @@ def fit(
     display: Display,
     judge: Judge,
     *,
-    progress: Progress | None = None,
-    saver: Saver | None = None,
-    witness: Witness | None = None,
+    progress: Progress,
+    saver: Saver,
+    witness: Witness,
 ) -> Outcome:
     """Train until the planned steps are done, the target loss is reached, or the run diverges or is stopped.
 
-    With a ``progress`` it goes on from there. Raises :class:`Interrupted` where ``saver`` does, everything being saved.
+    It goes on from ``progress``. Raises :class:`Interrupted` where ``saver`` does, everything being saved.
     """
-    progress = progress or Progress()
-    saver = saver or SavesNothing()
-    witness = witness or SeesNothing()
     outcome = progress.outcome
     outcome.latest = recorder.latest
     parts.model.train()
@@ -97,12 +94,12 @@ def fit(
                 break
             if saver.due(progress.done):
                 _flush(progress, parts, recorder, display, witness)
-                saver.save(progress)
+                saver.save()
             else:
                 _advance(progress, parts, plan, stream, recorder, display, judge, witness)
     except Interrupted:
         _flush(progress, parts, recorder, display, witness)
-        saver.save(progress)
+        saver.save()
         raise
     if outcome.status == "completed" and outcome.evaluated and not math.isfinite(outcome.test_loss):
         said = f"non-finite test loss after step {outcome.steps - 1}"

@@ -26,8 +26,9 @@ from gradstab.events import read_records
 from gradstab.explaining import Explanation, explain
 from gradstab.forensics import keeper
 from gradstab.forensics.snapshot import Snapshot
+from gradstab.measure.recorder import NonFinite, StepRecord
 from gradstab.parts import Parts
-from gradstab.progress import SeesNothing
+from gradstab.progress import Outcome
 from gradstab.run_directory import read_config
 from gradstab.runner import run
 from tests.conftest import Compose, Here, Train
@@ -301,8 +302,20 @@ def test_the_first_skipped_step_is_kept_and_the_run_goes_on_as_without(
         assert all(torch.equal(one[key].nan_to_num(7), value.nan_to_num(7)) for key, value in other.items())
 
 
-class _Absent(SeesNothing):
+class _Absent:
     record: dict[str, str] = {}  # noqa: RUF012
+
+    def before(self, step: int, indices: Tensor) -> None:
+        pass
+
+    def after(self, record: StepRecord) -> None:
+        pass
+
+    def looked(self, broken: NonFinite | None) -> NonFinite | None:
+        return broken
+
+    def ended(self, outcome: Outcome) -> None:
+        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {}
