@@ -19,7 +19,6 @@ from gradstab.encoding import Vector
 from gradstab.examination import Examination, correlations_of
 from gradstab.jacobians import Jacobians, jacobians
 from gradstab.losses import chance_loss, least_loss
-from gradstab.measure.depth import depth_factor
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.quantities import as_tensor
 from gradstab.measure.symmetry import identical_units
@@ -84,11 +83,8 @@ class Step:
 
 
 def judged(examination: Examination, step: Step) -> Judge:
-    """A judge who has seen one draw, as the event file's first step would hold it."""
+    """A judge who has seen one draw, as far as one looks at what the event file's first step would hold."""
     scalars = {"train/loss": step.loss, "global_grad_norm/pre_clip": step.global_norm}
-    factor = depth_factor(step.vectors["signal_grad_norm"][: examination.hidden].tolist())
-    if factor is not None:
-        scalars |= {"depth_factor": factor.factor, "depth_factor_r2": factor.r2}
     judge = examination.judge()
     judge.observe(0, scalars, step.vectors)
     return judge
