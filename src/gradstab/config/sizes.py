@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -100,7 +101,7 @@ def layers_of(config: Config) -> Iterator[Layers]:
     slopes = 1 if config.act.name == "prelu" else 0
     shape, outputs = sample_shape(config)
     if isinstance(config.model, DeepMLP):
-        yield from _mlp(config.model, _product(shape), outputs, per_unit, slopes)
+        yield from _mlp(config.model, math.prod(shape), outputs, per_unit, slopes)
         return
     normed = config.model.knobs.get("norm", "none") != "none"
     blocks = config.model.knobs.get("residual", "none")
@@ -148,7 +149,7 @@ def sample_shape(config: Config) -> tuple[tuple[int, ...], int]:
 def _data(config: Config, size: int) -> tuple[int, int]:
     """Bytes of both splits while they are read and made ready, and the numbers in a sample."""
     shape, outputs = sample_shape(config)
-    features = _product(shape)
+    features = math.prod(shape)
     if isinstance(config.data, Gaussian):
         samples = config.data.n_train + config.data.n_test
         # A teacher labels them: its weights, and its outputs for every sample.
@@ -203,10 +204,3 @@ def _per_layer(config: Config, measuring: bool) -> int:
         )
         if there
     )
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total
