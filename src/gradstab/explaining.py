@@ -78,11 +78,8 @@ def explain(directory: Path, *, prove: bool = False) -> Explanation | str:
     running the run from its start, where that is quickly done, or else on ``prove``. Raises
     :class:`ConfigError` for a directory that holds no run, :class:`GradstabError` for files that cannot be read.
     """
-    try:
-        if not holds_run(directory):
-            raise ConfigError(f"{directory}: holds no run: there is no {RUN_FILE} in it; allowed: a run's directory")
-    except OSError as error:
-        raise ConfigError(f"{directory}: cannot be read ({error.strerror})") from error
+    if not holds_run(directory):
+        raise ConfigError(f"{directory}: holds no run: there is no {RUN_FILE} in it; allowed: a run's directory")
     run = load(directory, directory.resolve().name)
     folder = directory / FOLDER
     if not (folder / SNAPSHOT_FILE).exists():
