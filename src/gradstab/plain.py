@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 # Whose classes may stand in a file; nothing else is ever looked up by a name from one.
 _MODULES = (
@@ -27,7 +26,7 @@ _MODULES = (
 
 
 def state_of(thing: object, *but: str) -> dict[str, Any]:
-    """All attributes of an object, packed, except those named in ``but``; arrays and tensors are copied."""
+    """All attributes of an object, packed, except those named in ``but``; arrays are copied."""
     return {name: pack(value) for name, value in vars(thing).items() if name not in but}
 
 
@@ -41,19 +40,18 @@ def restore(thing: object, state: Mapping[str, Any]) -> None:
 
 
 def pack(value: Any) -> Any:
-    """A value as plain containers: whatever is no number, text, tensor or list becomes a dict that says what it is."""
+    """A value as plain containers: whatever is no number, text or list becomes a dict that says what it is."""
     if isinstance(value, np.generic):
+        # Before all else: numpy's float64 is a float too, and one that torch.load refuses.
         return pack(value.item())
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Tensor):
-        return value.detach().clone()
     if isinstance(value, list):
         return [pack(item) for item in value]
     if isinstance(value, np.ndarray):
         return {"is": "array", "values": torch.from_numpy(np.array(value))}
-    if isinstance(value, tuple | set | frozenset):
-        return {"is": type(value).__name__, "items": [pack(item) for item in value]}
+    if type(value) is tuple:
+        return {"is": "tuple", "items": [pack(item) for item in value]}
     if isinstance(value, deque):
         return {"is": "deque", "items": [pack(item) for item in value], "at_most": value.maxlen}
     if isinstance(value, dict):
@@ -75,10 +73,6 @@ def unpack(value: Any) -> Any:
             return value["values"].numpy().copy()
         case "tuple":
             return tuple(map(unpack, value["items"]))
-        case "set":
-            return set(map(unpack, value["items"]))
-        case "frozenset":
-            return frozenset(map(unpack, value["items"]))
         case "deque":
             return deque(map(unpack, value["items"]), value["at_most"])
         case "dict":
