@@ -238,10 +238,8 @@ def _returned(row: Row, overrides: list[str], figure: str) -> JobReturn:
 
 
 def size_of(params: Any) -> str:
-    """How many runs an experiment's own sweep has, in words; empty where it carries none."""
+    """How many runs an experiment's own sweep has, in words."""
     words = [f"{key}={value}" for key, value in sweep_params(params).items()]
-    if not words:
-        return ""
     overrides = OverridesParser.create().parse_overrides(words)
     if not all(override.is_discrete_sweep() or not override.is_sweep_override() for override in overrides):
         return "a search"

@@ -44,14 +44,14 @@ def value_axis(axes: Axes, name: str, curves: Sequence[Curve]) -> None:
         axes.yaxis.set_ticks([])
 
 
-def loss(curves: Mapping[str, Curve], height: float = 3.1) -> Figure | None:
+def loss(curves: Mapping[str, Curve]) -> Figure | None:
     """Training and test loss, and below them test accuracy, over the steps; None without any."""
     losses = {name: curves[tag] for name, tag in (("train", "train/loss"), ("test", "test/loss")) if tag in curves}
     accuracy = curves.get("test/accuracy")
     if not losses and accuracy is None:
         return None
     with style.drawing():
-        fig = style.figure(height)
+        fig = style.figure(style.HEIGHT)
         shown = [*losses.values(), *([accuracy] if accuracy is not None else [])]
         parts = style.place(
             fig, (len(losses) > 0) + (accuracy is not None), legend_rows=_legend_rows(shown, len(shown))
@@ -87,13 +87,13 @@ def _finish_steps(
     style.legend(fig, handles, labels, 3)
 
 
-def clipping(data: Digest, height: float = 3.1) -> Figure | None:
+def clipping(data: Digest) -> Figure | None:
     """The global gradient norm before and after clipping, and the share of clipped steps; None without norms."""
     pre, post = (data.curves.get(f"global_grad_norm/{side}_clip") for side in ("pre", "post"))
     if pre is None:
         return None
     with style.drawing():
-        fig = style.figure(height)
+        fig = style.figure(style.HEIGHT)
         shown = [pre] if post is None or not data.has_clipping else [pre, post]
         rows = _legend_rows(shown, len(shown) + (data.clipped is not None))
         parts = style.place(fig, 2 if data.clipped is not None else 1, legend_rows=rows)

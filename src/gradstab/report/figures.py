@@ -69,10 +69,10 @@ def draw_heatmap(axes: Axes, data: Heatmap, limits: tuple[float, float], ticks: 
         axes.xaxis.set_major_formatter(named)
 
 
-def heatmap(data: Heatmap, height: float = 3.1) -> Figure:
+def heatmap(data: Heatmap) -> Figure:
     """log10 of the gradient norm over layer and step, with zero, inf and NaN in colours of their own."""
     with style.drawing():
-        fig = style.figure(height)
+        fig = style.figure(style.HEIGHT)
         named = len(data.layers) <= NAMED_LAYERS
         left = 0.45 + 0.075 * max(map(len, names.shortened(data.layers, NAME))) if named else style.LEFT
         specials = [kind for kind in SPECIAL if (data.kind == kind).any()]
@@ -147,13 +147,13 @@ def log_range(*arrays: Array) -> tuple[float, float] | None:
     return (float(np.log10(values.min())), float(np.log10(values.max()))) if values.size else None
 
 
-def depth_profile(data: Profiles, theory: Sequence[float] = (), height: float = 3.1) -> Figure:
+def depth_profile(data: Profiles, theory: Sequence[float] = ()) -> Figure:
     """A gradient's norm over depth at a few steps, with the theory's line for step 0."""
     with style.drawing():
         handles, labels = [], [f"step {step:,}" for step in data.steps]
         extra, extra_labels = _edge_marks(bool(data.broken.any()), bool((data.values == 0).any()))
         rows = -(-(len(labels) + len(extra) + (len(theory) > 0)) // 3)
-        fig = style.figure(height + 0.2 * max(rows - 3, 0))
+        fig = style.figure(style.HEIGHT + 0.2 * max(rows - 3, 0))
         (axes,) = style.place(fig, legend_rows=rows)
         handles += _step_lines(axes, data, log=True)
         if theory:

@@ -34,7 +34,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", BLUE: "--blue", ORA
 VARIABLES |= {GREY: "--grey", ZERO: "--zero", INF: "--inf", NAN: "--nan"}
 VARIABLES |= {colour: f"--s{i}" for i, colour in enumerate(SEQUENCE)}
 
-WIDTH, LEFT = 4.3, 0.8
+WIDTH, HEIGHT, LEFT = 4.3, 3.1, 0.8
 # Powers of ten that logarithmic axes reach: as far as a float does.
 LEAST, MOST = -323, 308
 _SETTINGS: Any = {
