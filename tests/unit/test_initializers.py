@@ -282,15 +282,6 @@ def test_identity_passes_its_input_on() -> None:
     assert not maps[:, 3:].any()
 
 
-@pytest.mark.parametrize("name", NEEDS_DENSE)
-def test_schemes_of_whole_matrices_refuse_the_connection_table(name: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        start(images("lenet5_1998"), name)
-    assert f"init={name} " in str(error.value)
-    assert "dense" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 # ------------------------------------------------------------------------------- schemes that see the network
 
 LSUV_MODELS: list[tuple[Callable[[], Model], tuple[int, ...]]] = [
@@ -348,24 +339,6 @@ def test_fixup_starts_with_the_stem_alone() -> None:
     assert not model(x).any()
     assert len(streams) == 5
     assert all(torch.equal(stream, x @ stem.T) for stream in streams)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: build(depth=4, width=20),
-        lambda: build(depth=4, width=20, residual="scaled"),
-        lambda: build(depth=4, width=20, residual="rezero"),
-        lambda: build(depth=4, width=20, residual="add", norm="batch"),
-        lambda: build(depth=4, width=20, residual="add", norm="layer"),
-        lambda: images(residual="add", norm="batch"),
-        lambda: images(residual="add", norm="layer"),
-        lambda: images("lenet5_1998"),
-    ],
-)
-def test_fixup_refuses_other_networks(make: Callable[[], Model]) -> None:
-    with pytest.raises(ConfigError, match=r"init=fixup .*model\.residual=add and model\.norm=none"):
-        start(make(), "fixup")
 
 
 # ------------------------------------------------------------------------------------------ edge of chaos

@@ -77,7 +77,7 @@ def initialize(
     and ``critical``. Projections on skip paths are normal with variance 1/fan_in whatever the scheme. Parameters of
     norm layers, activations, ReZero and subsampling keep the values that they were constructed with.
     """
-    draw = Draw(name, model, act_name, act_knobs, generator, gain, batch)
+    draw = Draw(model, act_name, act_knobs, generator, gain, batch)
     for share in draw.shares():
         if share.bias is not None:
             share.bias.zero_()

@@ -90,11 +90,7 @@ def fixup(draw: Draw) -> None:
     Fixup sets a branch's last layer to 0 and scales its m - 1 others by blocks^(-1/(2m-2)); the branches here have
     m = 1 layer, which is the last. The scalar biases and multipliers that the paper adds are left out.
     """
-    blocks = residual_blocks(draw.model)
-    added = all(isinstance(block.scale, float) and block.scale == 1 for block in blocks)
-    norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm
-    if not blocks or not added or any(isinstance(module, norms) for module in draw.model.modules()):
-        raise ConfigError("init=fixup works on residual blocks alone: it needs model.residual=add and model.norm=none")
+    assert residual_blocks(draw.model)
     stem, *others = draw.affines()
     for share in shares(stem):
         normal(share.weight, draw.gain**2 * kaiming(draw, share), draw.generator)

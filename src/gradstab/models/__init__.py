@@ -24,6 +24,6 @@ def build_model(
 
     ``activation`` makes a new module at every call; ``knobs`` are the option's own (``width``, ``pooling``, …), with
     the depth of deep_mlp a number by now. Weights are PyTorch's defaults, drawn from the global generator, until
-    ``initializers.initialize`` sets them. A data shape that the network cannot take is a ``ConfigError``.
+    ``initializers.initialize`` sets them. ``config/rules.py`` has seen to it that they fit the data.
     """
     return MODELS[name](in_shape=in_shape, out_features=out_features, activation=activation, **knobs)

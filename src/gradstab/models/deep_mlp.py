@@ -9,7 +9,6 @@ from itertools import pairwise
 
 from torch import nn
 
-from gradstab.errors import ConfigError
 from gradstab.models.blocks import Hidden, Layer, Model, assemble, dense_norm, hidden_unit, shortcut
 
 
@@ -35,8 +34,7 @@ def deep_mlp(
     projection of x where widths differ.
     """
     widths = [width] * depth if isinstance(width, int) else list(width)
-    if len(widths) != depth:
-        raise ConfigError(f"model.width={widths} has {len(widths)} entries, but model.depth={depth} needs {depth}")
+    assert len(widths) == depth
     fans = [math.prod(in_shape), *widths]
     hidden = []
     for fan_in, features in pairwise(fans):

@@ -8,7 +8,6 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradstab.errors import ConfigError
 from gradstab.models.blocks import Hidden, Layer, Model, assemble, dense_norm, hidden_unit, shortcut
 
 SIDE = 32
@@ -35,13 +34,11 @@ class LeNetInput(nn.Module):
         return to_lenet_input(x)
 
 
-def image_channels(in_shape: tuple[int, ...], *, model: str) -> int:
-    """C of a shape (C, S, S) with S ≤ 32; any other shape is refused in the name of ``model``."""
-    if len(in_shape) != 3 or in_shape[1] != in_shape[2] or in_shape[2] > SIDE:
-        raise ConfigError(
-            f"model={model} needs square images of at most {SIDE}×{SIDE}, but the data's samples have shape {in_shape}"
-        )
-    return in_shape[0]
+def image_channels(in_shape: tuple[int, ...]) -> int:
+    """C of a shape (C, S, S) with S ≤ 32, as all data sets of images have."""
+    channels, height, width = in_shape
+    assert height == width <= SIDE
+    return channels
 
 
 def _image_norm(norm: str, channels: int) -> nn.Module | None:
@@ -85,7 +82,7 @@ def lenet5(
     def skip_c5() -> nn.Module:
         return nn.Sequential(pool(), nn.Flatten(), shortcut(400, 120))
 
-    c1 = convolution("C1", image_channels(in_shape, model="lenet5"), 6, nn.Identity)
+    c1 = convolution("C1", image_channels(in_shape), 6, nn.Identity)
     c3 = convolution("C3", 6, 16, skip_c3)
     c3.unit.append(nn.Flatten())
     c5 = dense("C5", 400, 120, skip_c5)

@@ -50,7 +50,7 @@ def lenet5_1998(*, in_shape: tuple[int, ...], out_features: int, activation: Cal
         return Hidden(Layer(name, affine, act), [act, *after], nn.Identity)
 
     stages = [
-        hidden("C1", nn.Conv2d(image_channels(in_shape, model="lenet5_1998"), 6, 5), Subsampling(6), activation()),
+        hidden("C1", nn.Conv2d(image_channels(in_shape), 6, 5), Subsampling(6), activation()),
         hidden("C3", TableConv2d(6, C3_TABLE, 5), Subsampling(16), activation(), nn.Flatten()),
         hidden("C5", nn.Linear(400, 120)),
         hidden("F6", nn.Linear(120, 84)),
