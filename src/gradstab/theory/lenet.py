@@ -40,9 +40,6 @@ class AveragePooled:
     def backward(self, q: Array) -> Array:
         return Plain(self.act).backward(q) / 4
 
-    def phi_variance(self, q: Array) -> Array:
-        return q
-
 
 @dataclass(frozen=True)
 class MaxPooled:
@@ -71,9 +68,6 @@ class MaxPooled:
 
     def backward(self, q: Array) -> Array:
         return self._expectation(lambda x: self.act.slope(x) ** 2, q)
-
-    def phi_variance(self, q: Array) -> Array:
-        return q
 
 
 def window_correlation(h: Array) -> float:

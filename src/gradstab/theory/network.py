@@ -18,7 +18,7 @@ from gradstab.theory.errors import NoTheory
 from gradstab.theory.prediction import Prediction, assemble, passed_on
 from gradstab.theory.quadrature import gaussian_expectation
 from gradstab.theory.trajectory import Forward, branch_scale, trajectory
-from gradstab.theory.unit import EPS, BatchNormBefore, build_unit
+from gradstab.theory.unit import EPS, BatchNormBefore, build_unit, phi_variance
 from gradstab.theory.variances import Fan, Variances, layer_variances
 
 # BatchNorm's eps is left out of its theory: rates are 2 % off at three times as much, up to 12 % at as much.
@@ -102,7 +102,7 @@ def predict(
         backward = _once(unit.backward, argument)
         if isinstance(unit, BatchNormBefore):
             backward = _through_batches(phi, unit, batches, argument, known, blocks, scale)
-        slope, seen = _once(unit.forward_slope, q), unit.phi_variance(q)
+        slope, seen = _once(unit.forward_slope, q), phi_variance(norm, norm_position, q)
         found = assemble(known, q, slope, backward, blocks, scale, phi_variance=seen, notes=notes)
         if norm == "batch" or init == "lsuv":  # Both take every layer's length as it turns out.
             return found

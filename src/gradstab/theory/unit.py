@@ -27,9 +27,6 @@ class Unit(Protocol):
     def backward(self, q: Array) -> Array:
         """Factor on the mean square of a gradient that is independent of the unit's input."""
 
-    def phi_variance(self, q: Array) -> Array:
-        """Variance of what φ is applied to."""
-
 
 @dataclass(frozen=True)
 class Plain:
@@ -46,9 +43,6 @@ class Plain:
     def backward(self, q: Array) -> Array:
         return slope_moment(self.act, q)
 
-    def phi_variance(self, q: Array) -> Array:
-        return q
-
 
 @dataclass(frozen=True)
 class LayerNormBefore:
@@ -64,9 +58,6 @@ class LayerNormBefore:
 
     def backward(self, q: Array) -> Array:
         return slope_moment(self.act, q / (q + EPS)) / (q + EPS)
-
-    def phi_variance(self, q: Array) -> Array:
-        return q / (q + EPS)
 
 
 @dataclass(frozen=True)
@@ -87,9 +78,6 @@ class LayerNormAfter:
     def backward(self, q: Array) -> Array:
         _, variance = mean_and_variance(self.act, q)
         return slope_moment(self.act, q) / (variance + EPS)
-
-    def phi_variance(self, q: Array) -> Array:
-        return q
 
 
 @dataclass(frozen=True)
@@ -121,9 +109,6 @@ class BatchNormBefore:
     def parts(self, q: Array) -> tuple[Array, Array]:
         return self.moments.own / (1 - self.rate) / q, self.moments.cross / q
 
-    def phi_variance(self, q: Array) -> Array:
-        return np.ones_like(q)
-
 
 @dataclass(frozen=True)
 class Dropped:
@@ -141,9 +126,6 @@ class Dropped:
     def backward(self, q: Array) -> Array:
         return self.unit.backward(q) / (1 - self.rate)
 
-    def phi_variance(self, q: Array) -> Array:
-        return self.unit.phi_variance(q)
-
 
 def build_unit(act: Activation, norm: str, position: str | None, batch_size: int | None, dropout: float) -> Unit:
     """The unit of a layer; ``position`` is before (also for None) or after the activation."""
@@ -157,3 +139,10 @@ def build_unit(act: Activation, norm: str, position: str | None, batch_size: int
         return BatchNormBefore(batch_norm_moments(act, batch_size), dropout)
     plain: Unit = Plain(act) if norm == "none" else LayerNormAfter(act) if after else LayerNormBefore(act)
     return Dropped(plain, dropout) if dropout else plain
+
+
+def phi_variance(norm: str, position: str | None, q: Array) -> Array:
+    """Variance of what φ is applied to, for :func:`build_unit`'s pre-activations of mean square q."""
+    if norm == "none" or position == "after":
+        return q
+    return np.ones_like(q) if norm == "batch" else q / (q + EPS)
