@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gradstab.measure.quantities import widest
+
 State = dict[str, Tensor]
 
 
@@ -206,16 +208,12 @@ class GlobalClip(_Policy):
         return norms * scale
 
 
-def _state_dtype(norm: Tensor) -> torch.dtype:
-    """Float64 where the device has it: norms may come in float32 at one step and in float64 at the next."""
-    return norm.dtype if norm.device.type == "mps" else torch.float64
-
-
 def _percentile(
     parameters: Sequence[nn.Parameter], _block_of: Sequence[int], *, percentile: float, window: int
 ) -> Clip:
     def start(norm: Tensor) -> State:
-        history = torch.full((window,), math.nan, dtype=_state_dtype(norm), device=norm.device)
+        # Norms may come in float32 at one step and in float64 at the next.
+        history = torch.full((window,), math.nan, dtype=widest(norm.device), device=norm.device)
         return {"history": history, "count": torch.zeros_like(norm, dtype=torch.int64)}
 
     return GlobalClip(parameters, start, partial(percentile_update, percentile=percentile))
@@ -223,7 +221,7 @@ def _percentile(
 
 def _zclip(parameters: Sequence[nn.Parameter], _block_of: Sequence[int], **knobs: Any) -> Clip:
     def start(norm: Tensor) -> State:
-        zero = torch.zeros_like(norm, dtype=_state_dtype(norm))
+        zero = torch.zeros_like(norm, dtype=widest(norm.device))
         return {"mean": zero, "deviation": zero.clone(), "count": zero.to(torch.int64)}
 
     return GlobalClip(parameters, start, partial(zclip_update, **knobs))

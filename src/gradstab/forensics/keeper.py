@@ -18,7 +18,7 @@ from gradstab.errors import GradstabError
 from gradstab.forensics.look import Moved, look_at, look_at_evaluation
 from gradstab.forensics.snapshot import CHECKPOINT_FILE, FOLDER, LAST_STEPS, SNAPSHOT_FILE, Look, Origin, Past, Snapshot
 from gradstab.forensics.story import where
-from gradstab.measure.quantities import as_tensor, column
+from gradstab.measure.quantities import as_tensor, column, widest
 from gradstab.measure.recorder import FLUSH_STEPS, NonFinite, StepRecord
 from gradstab.parts import Parts
 from gradstab.progress import Outcome
@@ -200,8 +200,7 @@ class Keeper:
     def _past(self) -> Past:
         """The ring on the host, in one transfer; norms are summed up as the recorder does."""
         rows, probe = [row.record for row in self._ring][-LAST_STEPS - 1 :], self._parts.probe
-        wide = torch.float32 if probe.parameters[0].device.type == "mps" else torch.float64
-        losses = column([row.loss for row in rows], wide)
+        losses = column([row.loss for row in rows], widest(probe.parameters[0].device))
         pre = [as_tensor(row.norms).to(losses) for row in rows if row.norms is not None]
         post = [as_tensor(row.post_norms).to(losses) for row in rows if row.post_norms is not None]
         sides = [torch.stack(side) if len(side) == len(rows) else None for side in (pre, post)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradstab.config.sizes import EVALUATION_BATCH
 from gradstab.forensics.snapshot import Look, Origin
-from gradstab.measure.quantities import as_tensor
+from gradstab.measure.quantities import as_tensor, widest
 from gradstab.parts import Parts, generator_states, set_generators
 
 
@@ -71,8 +71,7 @@ def look_at(parts: Parts, inputs: Tensor, targets: Tensor) -> tuple[Look, Origin
                 (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
                 grads = parts.probe.gradients()
                 norms = as_tensor(parts.probe.norms_of(grads))
-                wide = norms if norms.device.type == "mps" else norms.double()
-                grad_norm = parts.probe.by_layer(wide).tolist()
+                grad_norm = parts.probe.by_layer(norms.to(widest(norms.device))).tolist()
                 signal = _largest(seen.h[i].grad for i in range(len(parts.probe.layers)))
                 origin = _broken_backward(parts, seen) or _broken_norm(parts, norms, grad_norm)
         found = Look(

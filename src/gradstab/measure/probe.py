@@ -27,7 +27,6 @@ SMALLEST, LARGEST = 1e-16, 1e18
 # torch sums the squares of a norm on one core, and in single precision loses digits with every power of ten (6e-4 of
 # 1.7e7 entries); products of so many entries it sums on all cores, and of no more than a chunk to 1e-6.
 MANY, CHUNK = 1 << 16, 1 << 20
-HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -79,7 +78,7 @@ class GradientNorms(Generic[L]):
         self._layer_of = torch.tensor([layer for _, layer in pairs], device=device)
         self._one_each = pairs == [(i, i) for i in range(len(self.layers))]
         # On a GPU the wider sum is free next to the memory traffic; on the CPU it would double the cost of a norm.
-        half = self.parameters[0].dtype in HALF
+        half = self.parameters[0].dtype in q.HALF
         self._dtype = torch.float64 if device.type == "cuda" else torch.float32 if half else None
         self._on_cpu = device.type == "cpu"
 
@@ -102,7 +101,7 @@ class GradientNorms(Generic[L]):
         if not grads:
             return []
         many = {i for i, n in enumerate(map(Tensor.numel, grads)) if n >= MANY and grads[i].is_contiguous()}
-        dtype = torch.float32 if grads[0].dtype in HALF else None
+        dtype = torch.float32 if grads[0].dtype in q.HALF else None
         few = [grad for i, grad in enumerate(grads) if i not in many] if many else grads
         # It is quicker to read them one by one than to stack them.
         values = list(map(Tensor.item, torch._foreach_norm(few, 2, dtype=dtype))) if few else []

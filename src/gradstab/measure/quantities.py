@@ -16,6 +16,17 @@ from torch import Tensor
 # One norm per parameter [P], and one number: on the device, or as numbers where they have crossed to the host already.
 Norms = Tensor | list[float]
 Scalar = Tensor | float
+HALF = (torch.bfloat16, torch.float16)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest float that there is on a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precisions as float32: their sums would lose most digits."""
+    return x.float() if x.dtype in HALF else x
 
 
 def norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
@@ -70,23 +81,18 @@ def signal_grad_norm(h_grad: Tensor) -> Tensor:
     the quantity that mean-field theory predicts (Schoenholz et al. 2017, arXiv:1611.01232).
     """
     batch = len(h_grad)
-    per_sample = safe_norm(_wide(h_grad).reshape(batch, -1), 1)
+    per_sample = safe_norm(wide(h_grad).reshape(batch, -1), 1)
     return safe_norm(per_sample, 0) * math.sqrt(batch)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Half precisions as float32: their sums would lose most digits."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def activation_mean(a: Tensor) -> Tensor:
     """The mean of an activation over batch and units; 0-d."""
-    return _wide(a).mean()
+    return wide(a).mean()
 
 
 def activation_std(a: Tensor) -> Tensor:
     """The standard deviation of an activation over batch and units together; 0-d."""
-    return _wide(a).std(correction=0)
+    return wide(a).std(correction=0)
 
 
 def saturated_fraction(slope: Tensor, max_slope: float) -> Tensor:
@@ -109,7 +115,7 @@ def dead_fraction(slope: Tensor) -> Tensor:
 
 def update_ratio(before: Tensor, after: Tensor) -> Tensor:
     """‖ΔW‖_F / ‖W‖_F of the step actually taken, W being the weights before it; 0-d, inf where W was 0."""
-    before, after = _wide(before).flatten(), _wide(after).flatten()
+    before, after = wide(before).flatten(), wide(after).flatten()
     return safe_norm(after - before, 0) / safe_norm(before, 0)
 
 
@@ -125,7 +131,7 @@ def correlation(h: Tensor) -> Tensor:
     where all are 0. ``h`` is [B, units] or [B, channels, height, width]. For samples of one length it is the c^l of
     Poole et al. 2016 (arXiv:1606.05340), averaged over pairs.
     """
-    flat = _wide(h).reshape(len(h), -1)
+    flat = wide(h).reshape(len(h), -1)
     # In float32, squares of tiny or huge values would vanish or overflow.
     peak = flat.abs().amax()
     flat = flat / torch.where(torch.isfinite(peak) & (peak > 0), peak, torch.ones_like(peak))

@@ -17,7 +17,7 @@ from gradstab.encoding import Vector
 from gradstab.events import EventWriter
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.probe import GradientNorms
-from gradstab.measure.quantities import Norms, Scalar, column, stacked
+from gradstab.measure.quantities import Norms, Scalar, column, stacked, widest
 
 FLUSH_STEPS = 64
 FLUSH_SECONDS = 1.0
@@ -210,7 +210,7 @@ class _Row:
 def _to_host(pending: Sequence[StepRecord], probe: GradientNorms[Any]) -> list[_Row]:
     """All values of all steps in one transfer; norms are summed up to layers and to the whole on the device."""
     device = probe.parameters[0].device
-    wide = torch.float32 if device.type == "mps" else torch.float64
+    wide = widest(device)
     parts = [column([r.loss for r in pending], wide)]
     penalties = [r.penalty for r in pending if r.penalty is not None]
     parts.append(column(penalties, wide) if len(penalties) == len(pending) else torch.zeros_like(parts[0]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradstab.errors import ConfigError
-from gradstab.measure.quantities import Scalar
+from gradstab.measure.quantities import Scalar, widest
 
 
 def as_rate(value: Any) -> float:
@@ -49,7 +49,7 @@ def as_scalar(loss: Tensor | float | None, device: torch.device, *, known: bool 
     number = math.nan if loss is None and not known else as_number("loss", loss)
     if device.type == "cpu":
         return number
-    return torch.full((), number, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    return torch.full((), number, dtype=widest(device), device=device)
 
 
 def _check_one(loss: Tensor) -> None:

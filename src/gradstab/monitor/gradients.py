@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
 from gradstab.measure.probe import GradientNorms
-from gradstab.measure.quantities import Norms, as_tensor
+from gradstab.measure.quantities import Norms, as_tensor, widest
 from gradstab.monitor.layers import WatchedLayer
 from gradstab.monitor.series import in_series, on_every_path
 
@@ -140,8 +140,7 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         return norms
 
     def _one_by_one(self, grads: Sequence[Tensor]) -> Tensor:
-        wide = torch.float32 if self.device.type == "mps" else torch.float64
-        found = [torch.linalg.vector_norm(dense(g), dtype=wide) for g in grads]
+        found = [torch.linalg.vector_norm(dense(g), dtype=widest(self.device)) for g in grads]
         return torch.stack([norm.to(self.device) for norm in found])
 
 

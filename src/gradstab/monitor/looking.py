@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradstab.errors import ConfigError
-from gradstab.measure.quantities import Norms, as_tensor, safe_norm
+from gradstab.measure.quantities import Norms, as_tensor, safe_norm, widest
 from gradstab.monitor import gradients
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.layers import WatchedLayer
@@ -216,6 +216,4 @@ def _real(x: Tensor) -> Tensor:
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(
-        [value.to(values[0].device, torch.float32 if value.device.type == "mps" else torch.float64) for value in values]
-    )
+    return torch.stack([value.to(values[0].device, widest(value.device)) for value in values])

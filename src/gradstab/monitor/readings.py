@@ -50,7 +50,7 @@ class Call:
         """Keep the gradients' norms in their stead."""
         for grad in self.grads.values():
             real = torch.view_as_real(grad) if grad.is_complex() else grad
-            wide = real.float() if real.dtype in (torch.bfloat16, torch.float16) else real
+            wide = q.wide(real)
             # In two stages: float32 loses digits over long sums.
             rows = wide.reshape(len(wide), -1) if wide.ndim > 1 else wide.reshape(1, -1)
             self.norms.append(q.safe_norm(q.safe_norm(rows, 1), 0))
@@ -123,7 +123,7 @@ def _that_went_back(calls: list[Call]) -> list[Call]:
 
 def _row(values: Mapping[int, Tensor], width: int) -> Tensor:
     some = next(iter(values.values()))
-    wide = torch.float32 if some.device.type == "mps" else torch.float64
+    wide = q.widest(some.device)
     missing = torch.full((), math.nan, dtype=wide, device=some.device)
     return torch.stack([values.get(i, missing).to(some.device, wide) for i in range(width)])
 
