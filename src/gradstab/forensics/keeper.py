@@ -18,14 +18,13 @@ from gradstab.errors import GradstabError
 from gradstab.forensics.look import Moved, look_at, look_at_evaluation
 from gradstab.forensics.snapshot import CHECKPOINT_FILE, FOLDER, LAST_STEPS, SNAPSHOT_FILE, Look, Origin, Past, Snapshot
 from gradstab.forensics.story import where
-from gradstab.measure.quantities import as_tensor, column, widest
-from gradstab.measure.recorder import FLUSH_STEPS, NonFinite, StepRecord
+from gradstab.measure.recorder import FLUSH_STEPS, NonFinite, Row, StepRecord, first_broken, to_host
 from gradstab.parts import Parts
 from gradstab.progress import Outcome
 from gradstab.training import train_step
 
 
-class _Row(NamedTuple):
+class _Kept(NamedTuple):
     """One step as the ring holds it: references to what the step left on the device, and which samples it saw."""
 
     record: StepRecord
@@ -51,7 +50,7 @@ class Keeper:
         self.kept = _kept_before(self.folder, start)
         self._moved = Moved(parts.model)
         in_bulk = not parts.check_every_step
-        self._ring: deque[_Row] = deque(maxlen=LAST_STEPS + 1 + (FLUSH_STEPS if in_bulk else 0))
+        self._ring: deque[_Kept] = deque(maxlen=LAST_STEPS + 1 + (FLUSH_STEPS if in_bulk else 0))
         self._found: tuple[str, int | None, Origin] | None = None
         self._anchored: tuple[int, dict[str, Any]] | None = None
         self._anchor_due = in_bulk
@@ -79,7 +78,7 @@ class Keeper:
         assert self._indices is not None
         if self.kept:
             return
-        self._ring.append(_Row(record, self._indices))
+        self._ring.append(_Kept(record, self._indices))
         if not record.updated:
             self._keep(exact=True)
 
@@ -102,7 +101,7 @@ class Keeper:
         if outcome.status == "diverged" and not self.kept and self._ring and not math.isfinite(outcome.test_loss):
             self._moved.keep()
             look, origin = look_at_evaluation(self._parts, outcome.test_loss)
-            self._write(outcome.steps, "test loss", None, origin, look, exact=True)
+            self._write(outcome.steps, "test loss", None, origin, look, self._past()[0], exact=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The last steps, as far as a later snapshot tells of them."""
@@ -117,7 +116,7 @@ class Keeper:
             norms, post_norms = (side.to(device) if isinstance(side, Tensor) else side for side in sides)
             record = StepRecord(step, lr, loss.to(device), norms=norms, post_norms=post_norms)
             # Which samples it saw matters only to a step that may be made once more.
-            self._ring.append(_Row(record, torch.empty(0, dtype=torch.int64, device=device)))
+            self._ring.append(_Kept(record, torch.empty(0, dtype=torch.int64, device=device)))
 
     def _rewind(self, broken: NonFinite) -> NonFinite:
         """Run the steps since the last look once more, from the state that was copied, up to the broken one.
@@ -142,7 +141,7 @@ class Keeper:
         parts.check_every_step = False
         while self._ring and self._ring[-1].record.step >= record.step:
             self._ring.pop()
-        self._ring.append(_Row(record, row.indices))
+        self._ring.append(_Kept(record, row.indices))
         if record.updated:
             # The device gave other numbers this time.
             return broken
@@ -152,8 +151,10 @@ class Keeper:
     def _keep(self, *, exact: bool) -> None:
         """Look at the ring's last step once more, and write what is to be kept."""
         parts, row = self._parts, self._ring[-1]
-        past = self._past()
-        quantity, layer = _broken(past)
+        past, last = self._past()
+        broken = first_broken(last.loss, last.global_pre, last.pre)
+        assert broken is not None
+        quantity, layer = broken
         now = Moved(parts.model)
         now.keep()
         self._moved.put_back()
@@ -161,11 +162,13 @@ class Keeper:
         look, origin = look_at(parts, data.inputs[row.indices], data.targets[row.indices])
         self._moved.put_back()
         self._found = quantity, layer, origin
-        self._write(row.record.step, quantity, layer, origin, look, exact=exact)
+        self._write(row.record.step, quantity, layer, origin, look, past, exact=exact)
         if parts.skip_non_finite:
             now.put_back()
 
-    def _write(self, step: int, quantity: str, layer: int | None, origin: Origin, look: Look, *, exact: bool) -> None:
+    def _write(
+        self, step: int, quantity: str, layer: int | None, origin: Origin, look: Look, past: Past, *, exact: bool
+    ) -> None:
         """Write snapshot and checkpoint; a disk that does not take them does not end the run."""
         parts, last, tags = self._parts, self._ring[-1], self._parts.probe.tags
         on_step = last.record.step == step
@@ -183,7 +186,7 @@ class Keeper:
             skipped=parts.skip_non_finite,
             layers=tags,
             look=look,
-            past=self._past(),
+            past=past,
             checkpoint=CHECKPOINT_FILE,
             exact=exact,
         )
@@ -197,27 +200,19 @@ class Keeper:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             self.problem = f"no snapshot was kept: {self.folder / SNAPSHOT_FILE} could not be written ({reason})"
 
-    def _past(self) -> Past:
-        """The ring on the host, in one transfer; norms are summed up as the recorder does."""
-        rows, probe = [row.record for row in self._ring][-LAST_STEPS - 1 :], self._parts.probe
-        losses = column([row.loss for row in rows], widest(probe.parameters[0].device))
-        pre = [as_tensor(row.norms).to(losses) for row in rows if row.norms is not None]
-        post = [as_tensor(row.post_norms).to(losses) for row in rows if row.post_norms is not None]
-        sides = [torch.stack(side) if len(side) == len(rows) else None for side in (pre, post)]
-        columns = [losses, *(torch.linalg.vector_norm(side, dim=1, keepdim=True) for side in sides if side is not None)]
-        if sides[0] is not None:
-            columns.append(probe.by_layer(sides[0]))
-        table = torch.cat(columns, 1).tolist()
-        has_pre, has_post = (side is not None for side in sides)
-        first = 1 + has_pre + has_post
-        return Past(
-            [row.step for row in rows],
-            [values[0] for values in table],
-            [row.lr for row in rows],
-            [values[1] for values in table] if has_pre else [],
-            [values[2] / values[1] if values[1] else 1.0 for values in table] if has_pre and has_post else [],
-            [values[first:] for values in table] if has_pre else [],
+    def _past(self) -> tuple[Past, Row]:
+        """The ring on the host, and its last step as it is there."""
+        records = [row.record for row in self._ring][-LAST_STEPS - 1 :]
+        rows = to_host(records, self._parts.probe)
+        past = Past(
+            [record.step for record in records],
+            [row.loss for row in rows],
+            [record.lr for record in records],
+            [row.global_pre for row in rows if row.pre is not None],
+            [row.global_post / row.global_pre if row.global_pre else 1.0 for row in rows if row.post is not None],
+            [row.pre.tolist() for row in rows if row.pre is not None],
         )
+        return past, rows[-1]
 
 
 def _kept_before(folder: Path, start: int) -> bool:
@@ -226,11 +221,3 @@ def _kept_before(folder: Path, start: int) -> bool:
         return start > 0 and Snapshot.read(folder).step < start
     except GradstabError:
         return False
-
-
-def _broken(past: Past) -> tuple[str, int | None]:
-    """What the last step's own values tell: the loss, or a gradient and the layer nearest the output that has it."""
-    if not math.isfinite(past.loss[-1]) or not past.layer_grad_norm:
-        return "loss", None
-    bad = [i for i, norm in enumerate(past.layer_grad_norm[-1]) if not math.isfinite(norm)]
-    return "gradient", bad[-1] if bad else None

@@ -122,13 +122,13 @@ class Recorder:
         self._flushed_at = time.time()
         if not pending:
             return None
-        rows = _to_host(pending, self._probe)
+        rows = to_host(pending, self._probe)
         for record, wall_time, row in zip(pending, wall_times, rows, strict=True):
             self._write(record, wall_time, row)
-            broken = row.non_finite(record.step)
+            broken = first_broken(row.loss, row.global_pre, row.pre)
             if broken is not None and not self._skip_non_finite:
                 self._writer.flush()
-                return broken
+                return NonFinite(record.step, *broken)
         self._writer.flush()
         return None
 
@@ -149,7 +149,7 @@ class Recorder:
         for observer in self._observers:
             observer.observe(step, scalars, {})
 
-    def _write(self, record: StepRecord, wall_time: float, row: _Row) -> None:
+    def _write(self, record: StepRecord, wall_time: float, row: Row) -> None:
         self.recorded_steps += 1
         self.skipped_steps += self._skip_non_finite and not record.updated
         latest = self.latest
@@ -186,8 +186,8 @@ class Recorder:
 
 
 @dataclass
-class _Row:
-    """One step's values on the host."""
+class Row:
+    """One step's values on the host: without norms ``pre`` is None and the global one 0, unclipped ``post`` is None."""
 
     loss: float
     penalty: float
@@ -197,17 +197,22 @@ class _Row:
     post: Vector | None
     quantities: dict[str, Vector]
 
-    def non_finite(self, step: int) -> NonFinite | None:
-        if not math.isfinite(self.loss):
-            return NonFinite(step, "loss", None)
-        if self.pre is None or math.isfinite(self.global_pre):
-            return None
-        bad = np.flatnonzero(~np.isfinite(self.pre))
-        # Backward runs from the output down: the broken layer nearest the output is where it began.
-        return NonFinite(step, "gradient", int(bad[-1]) if len(bad) else None)
+
+def first_broken(loss: float, whole: float, norms: Vector | None) -> tuple[str, int | None] | None:
+    """Which of loss and gradient is not finite, if any, and the layer where a gradient broke, as far as that shows.
+
+    ``whole`` is the norm of the whole gradient, ``norms`` are those by layer.
+    """
+    if not math.isfinite(loss):
+        return "loss", None
+    if math.isfinite(whole):
+        return None
+    bad = [] if norms is None else np.flatnonzero(~np.isfinite(norms)).tolist()
+    # Backward runs from the output down: the broken layer nearest the output is where it began.
+    return "gradient", bad[-1] if bad else None
 
 
-def _to_host(pending: Sequence[StepRecord], probe: GradientNorms[Any]) -> list[_Row]:
+def to_host(pending: Sequence[StepRecord], probe: GradientNorms[Any]) -> list[Row]:
     """All values of all steps in one transfer; norms are summed up to layers and to the whole on the device."""
     device = probe.parameters[0].device
     wide = widest(device)
@@ -234,11 +239,11 @@ def _to_host(pending: Sequence[StepRecord], probe: GradientNorms[Any]) -> list[_
     return rows
 
 
-def _row(values: Vector, n_layers: int, has_pre: bool, has_post: bool) -> _Row:
+def _row(values: Vector, n_layers: int, has_pre: bool, has_post: bool) -> Row:
     loss, penalty = float(values[0]), float(values[1])
     if not has_pre:
-        return _Row(loss, penalty, math.nan, math.nan, None, None, {})
+        return Row(loss, penalty, 0.0, 0.0, None, None, {})
     global_pre, pre = float(values[2]), values[3 : 3 + n_layers]
     if not has_post:
-        return _Row(loss, penalty, global_pre, global_pre, pre, None, {})
-    return _Row(loss, penalty, global_pre, float(values[3 + n_layers]), pre, values[4 + n_layers :], {})
+        return Row(loss, penalty, global_pre, global_pre, pre, None, {})
+    return Row(loss, penalty, global_pre, float(values[3 + n_layers]), pre, values[4 + n_layers :], {})

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gradstab.encoding import Vector
 from gradstab.events import EventWriter
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.losses import Skips
+from gradstab.measure.recorder import first_broken
 
 SKIPPED, REACH = "amp/skipped", "output_reach"
 # A GradScaler's factor is a power of two, and never this small in practice.
@@ -88,20 +87,15 @@ class JudgedWriter(EventWriter):
             self.skipped_steps += skipped
         forgiven = self._skips.forgive(skipped, loss)
         if self.non_finite is None and not forgiven:
-            self.non_finite = self._non_finite(step, 0.0 if loss is None else loss, whole, vectors)
+            broken = first_broken(0.0 if loss is None else loss, whole, vectors.get("grad_norm"))
+            if broken is not None:
+                quantity, layer = broken
+                name = None if layer is None else self._layers[layer]
+                self.non_finite = {"step": step, "quantity": quantity, "layer": name}
         self.latest_loss = self.latest_loss if loss is None else loss
         # Where a loss is known it tells whether training went on: a loop may leave out a broken gradient's update.
         self.ends_broken = (skipped or not math.isfinite(whole if loss is None else loss)) and not forgiven
         return known
-
-    def _non_finite(self, step: int, loss: float, whole: float, vectors: Mapping[str, Vector]) -> dict[str, Any] | None:
-        if math.isfinite(loss) and math.isfinite(whole):
-            return None
-        norms = vectors.get("grad_norm")
-        bad = [] if norms is None else np.flatnonzero(~np.isfinite(norms)).tolist()
-        # Backward runs from the output down: the broken layer nearest the output is where it began.
-        layer = self._layers[bad[-1]] if bad and math.isfinite(loss) else None
-        return {"step": step, "quantity": "gradient" if math.isfinite(loss) else "loss", "layer": layer}
 
 
 def _is_power_of_two(number: float) -> bool:
