@@ -17,6 +17,7 @@ from gradstab.config.probe_options import ProbeKnobs
 from gradstab.data import Dataset
 from gradstab.encoding import Vector
 from gradstab.examination import Examination, correlations_of
+from gradstab.inputs import inputs_of
 from gradstab.jacobians import Jacobians, jacobians
 from gradstab.losses import chance_loss, least_loss
 from gradstab.measure.diagnosis import Judge
@@ -26,25 +27,12 @@ from gradstab.measure.verdict import Verdict
 from gradstab.training import Parts
 
 
-@dataclass(frozen=True)
-class Draws:
-    """What several draws of one network showed; ``correlations`` are LeNet-5's, the mean over draws.
+def draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> tuple[list[Step], Jacobians | None, Examination]:
+    """Draw the network ``knobs.seeds`` times, from ``config.seed`` on: first steps, and all of them examined.
 
-    ``identical`` is whether the units of each start as copies of one another.
+    Singular values are those of the first draw, None where none are wanted. LeNet-5's correlations are the mean over
+    draws, and units are copies of one another if they start so in each.
     """
-
-    tags: list[str]
-    hidden: int
-    chance_loss: float
-    least_loss: float
-    steps: list[Step]
-    correlations: tuple[float, float] | None
-    jacobian: Jacobians | None
-    identical: bool
-
-
-def draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> Draws:
-    """Draw the network ``knobs.seeds`` times, from ``config.seed`` on; singular values are those of the first draw."""
     steps: list[Step] = []
     correlations: list[tuple[float, float]] = []
     jacobian, identical = None, True
@@ -59,18 +47,19 @@ def draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> Draws:
             batch, _ = _batch(own, parts)
             jacobian = jacobians(parts.model, parts.probe.tags, batch, knobs.samples)
         steps[-1].vectors["update_ratio"] = _update(parts, steps[-1])
-    return Draws(
+    examination = Examination(
+        config,
         parts.probe.tags,
         len(parts.probe.hidden),
         chance_loss(parts.loss, parts.data.train.targets, data.out_features),
         least_loss(parts.loss, data.out_features),
-        steps,
+        inputs_of(data),
         (sum(c[0] for c in correlations) / knobs.seeds, sum(c[1] for c in correlations) / knobs.seeds)
         if correlations
         else None,
-        jacobian,
         identical,
     )
+    return steps, jacobian, examination
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,7 @@ from gradstab.data import load_data
 from gradstab.draws import draw, judged, trial
 from gradstab.encoding import Vector
 from gradstab.errors import ConfigError
-from gradstab.examination import Examination
 from gradstab.expectation import expect
-from gradstab.inputs import inputs_of
 from gradstab.jacobians import Jacobians
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.verdict import HEALTHY, Verdict
@@ -118,15 +116,11 @@ def probe(config: Config, knobs: ProbeKnobs) -> Findings:
         raise ConfigError(f"probe.seeds={knobs.seeds}: from seed={config.seed} up to {last}; allowed: up to {MAX_SEED}")
     check_memory(config, probing=True)
     data = load_data(config.data.name, **config.data.knobs)
-    inputs = inputs_of(data)
-    draws = draw(config, knobs, data)
-    steps, tags, hidden = draws.steps, draws.tags, draws.hidden
+    steps, jacobian, examination = draw(config, knobs, data)
+    tags, hidden = examination.tags, examination.hidden
     measured = {name: _over_seeds(name, [step.vectors[name] for step in steps]) for name in steps[0].vectors}
-    examination = Examination(
-        config, tags, hidden, draws.chance_loss, draws.least_loss, inputs, draws.correlations, draws.identical
-    )
     theory = examination.theory
-    prediction = None if "reason" in theory else expect(config, inputs, draws.correlations)
+    prediction = None if "reason" in theory else expect(config, examination.inputs, examination.correlations)
     factors = [depth_factor(step.vectors["signal_grad_norm"][:hidden].tolist()) for step in steps]
     judges = [judged(examination, step) for step in steps]
     labels = [judge.verdict().labels for judge in judges]
@@ -141,7 +135,7 @@ def probe(config: Config, knobs: ProbeKnobs) -> Findings:
         scales=None if prediction is None else infinite_depth(config, prediction),
         verdict=examination.verdict(judges[typical_draw(labels)], trial(data)),
         labels=labels,
-        jacobian=draws.jacobian,
+        jacobian=jacobian,
     )
 
 

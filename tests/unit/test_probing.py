@@ -128,8 +128,8 @@ def test_few_samples_that_are_normalised_have_no_tails(configure: Compose) -> No
 
 def test_lenets_correlations_are_the_mean_over_draws(configure: Compose) -> None:
     words, data = ("model=lenet5", "batch_size=16", "device=cpu"), load_data("digits")
-    alone = [draw(configure(*words, f"seed={seed}"), ProbeKnobs(seeds=1), data).correlations for seed in (4, 5, 6)]
-    found = draw(configure(*words, "seed=4"), ProbeKnobs(seeds=3), data).correlations
+    alone = [draw(configure(*words, f"seed={seed}"), ProbeKnobs(seeds=1), data)[2].correlations for seed in (4, 5, 6)]
+    found = draw(configure(*words, "seed=4"), ProbeKnobs(seeds=3), data)[2].correlations
     assert found == pytest.approx(np.mean(np.array(alone), axis=0))
 
 
@@ -138,7 +138,8 @@ def test_the_loss_of_guessing_is_that_of_the_training_split(configure: Compose) 
     data = load_data("gaussian", **config.data.knobs)
     shares = np.bincount(data.train.targets.numpy()) / 70
     expected = -(shares[shares > 0] * np.log(shares[shares > 0])).sum()
-    assert draw(config, ProbeKnobs(seeds=1), data).chance_loss == pytest.approx(expected, rel=1e-6)
+    _, _, examination = draw(config, ProbeKnobs(seeds=1), data)
+    assert examination.chance_loss == pytest.approx(expected, rel=1e-6)
 
 
 def test_fixed_points_and_scales_of_plain_networks(configure: Compose) -> None:
