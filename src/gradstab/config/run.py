@@ -6,28 +6,12 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from gradstab.config import (
-    checkpoint_options,
-    network_options,
-    optimizer_options,
-    training_options,
-    verdict_options,
-)
+# Their options are registered when they are imported, as are those of the others below.
+from gradstab.config import network_options, optimizer_options, training_options  # noqa: F401
 from gradstab.config.checkpoint_options import Checkpointing
 from gradstab.config.fields import MAX_SEED, checked, choice, comma_separated, folder_problem, number, positive_int
 from gradstab.config.registry import OPTIONS, Option
 from gradstab.config.verdict_options import KINDS, Thresholds
-
-__all__ = [
-    "GROUPS",
-    "Config",
-    "Run",
-    "checkpoint_options",
-    "network_options",
-    "optimizer_options",
-    "training_options",
-    "verdict_options",
-]
 
 
 def _batch_size_problem(value: Any) -> str | None:
