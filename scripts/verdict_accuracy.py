@@ -36,13 +36,15 @@ from gradstab.config import Config, from_hydra
 from gradstab.config.optimizer_options import ADAPTIVE
 from gradstab.encoding import Vector
 from gradstab.errors import GradstabError
+from gradstab.evaluation import evaluate
 from gradstab.events import EventWriter
 from gradstab.examination import Examination
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.recorder import Recorder
 from gradstab.measure.verdict import HEALTHY
+from gradstab.parts import Parts
 from gradstab.step_scale import coupled_decay, step_scale
-from gradstab.training import Parts, evaluate, train_step
+from gradstab.training import train_step
 
 LOOKS = {0: "init", 19: "20 steps"}
 END = "the end"

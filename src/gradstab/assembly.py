@@ -14,7 +14,7 @@ from gradstab.measure.probe import Probe
 from gradstab.memory import keep_freed_memory
 from gradstab.models import build_model
 from gradstab.models.blocks import Model, parameter_blocks
-from gradstab.training import Parts
+from gradstab.parts import Parts
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 

@@ -24,7 +24,7 @@ from gradstab.measure.diagnosis import Judge
 from gradstab.measure.quantities import as_tensor
 from gradstab.measure.symmetry import identical_units
 from gradstab.measure.verdict import Verdict
-from gradstab.training import Parts
+from gradstab.parts import Parts
 
 
 def draw(config: Config, knobs: ProbeKnobs, data: Dataset) -> tuple[list[Step], Jacobians | None, Examination]:

@@ -14,8 +14,8 @@ from gradstab.losses import chance_loss, least_loss
 from gradstab.measure.diagnosis import Judge
 from gradstab.measure.symmetry import identical_units
 from gradstab.measure.verdict import Verdict
+from gradstab.parts import Parts
 from gradstab.remedies import remedies_for
-from gradstab.training import Parts
 
 
 @dataclass

@@ -17,8 +17,6 @@ from gradstab.measure.recorder import NonFinite, Recorder, StepRecord
 from gradstab.parts import Parts
 from gradstab.progress import Display, Outcome, Plan, Progress, Saver, Witness
 
-__all__ = ["Display", "Outcome", "Parts", "Plan", "Progress", "Saver", "evaluate", "fit", "train_step"]
-
 Batch = tuple[Tensor, Tensor, Tensor]
 
 # How often a run is judged between evaluations, where a verdict may end it.

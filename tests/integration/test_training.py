@@ -18,6 +18,7 @@ from gradstab.batching import Batches
 from gradstab.config import GROUPS, OPTIONS
 from gradstab.events import EventWriter, read_records
 from gradstab.measure.recorder import Recorder
+from gradstab.parts import Parts
 from gradstab.reproducibility import generator
 from gradstab.runner import run
 from tests.conftest import Compose, Train
@@ -38,7 +39,7 @@ def _weights_after(configure: Compose, directory: Path, *overrides: str) -> tupl
     config = configure("quiet=true", "device=cpu", *overrides)
     original = training.evaluate_into
 
-    def keep(outcome: Any, parts: training.Parts, *rest: Any) -> None:
+    def keep(outcome: Any, parts: Parts, *rest: Any) -> None:
         original(outcome, parts, *rest)
         kept.update({name: value.clone() for name, value in parts.model.state_dict().items()})
 

@@ -15,7 +15,8 @@ from gradstab.activations import derivative
 from gradstab.assembly import build
 from gradstab.measure.probe import effective_weight
 from gradstab.measure.quantities import as_tensor
-from gradstab.training import Parts, train_step
+from gradstab.parts import Parts
+from gradstab.training import train_step
 from tests.conftest import Compose
 
 NETWORKS = [

@@ -24,7 +24,8 @@ from gradstab.wording import counted
 # Sweeps and `gradstab status` print from here too, and need no torch.
 if TYPE_CHECKING:
     from gradstab.measure.recorder import Latest
-    from gradstab.training import Display, Outcome, Parts
+    from gradstab.parts import Parts
+    from gradstab.progress import Display, Outcome
 
 BAR_WIDTH = 18
 MAX_ROWS = 24
