@@ -13,8 +13,6 @@ from typing import Any, Protocol
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from gradstab.errors import ConfigError
-
 
 class Schedule(Protocol):
     """Told of every step and every evaluation, it sets the rate that the next step uses."""
@@ -71,8 +69,8 @@ class PlateauSchedule(_TorchSchedule):
     """Rates fall by a factor whenever more than ``patience`` evaluations in a row brought no lower test loss."""
 
     def __init__(self, optimizer: Optimizer, factor: float, patience: int, min_lr: float) -> None:
-        first = _initial_lr(optimizer)
-        floors = [min_lr / first * group["lr"] for group in optimizer.param_groups]
+        floor = _floor(optimizer, min_lr)
+        floors = [floor * group["lr"] for group in optimizer.param_groups]
         self.plateau = ReduceLROnPlateau(
             optimizer, factor=factor, patience=patience, min_lr=floors, threshold=0.0, eps=0.0
         )
@@ -98,11 +96,6 @@ def _cosine(optimizer: Optimizer, total_steps: int, *, min_lr: float) -> Schedul
 
 def _warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int, min_lr: float) -> Schedule:
     """Goyal et al. 2017, arXiv:1706.02677: (i+1)/warmup_steps of the rate, then cosine over the steps that remain."""
-    if warmup_steps >= total_steps:
-        raise ConfigError(
-            f"schedule.warmup_steps={warmup_steps}: the run has {total_steps} steps, and cosine needs some of them; "
-            f"allowed: at least 1, below {total_steps}"
-        )
     floor = _floor(optimizer, min_lr)
 
     def factor(i: int) -> float:
@@ -114,7 +107,6 @@ def _warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int,
 
 
 def _plateau(optimizer: Optimizer, _total_steps: int, *, factor: float, patience: int, min_lr: float) -> Schedule:
-    _floor(optimizer, min_lr)
     return PlateauSchedule(optimizer, factor, patience, min_lr)
 
 
@@ -125,10 +117,7 @@ def cosine_factor(step: int, steps: int, floor: float) -> float:
 
 def _floor(optimizer: Optimizer, min_lr: float) -> float:
     """``min_lr`` as a share of the initial rate."""
-    lr = _initial_lr(optimizer)
-    if min_lr > lr:
-        raise ConfigError(f"schedule.min_lr={min_lr}: is above optimizer.lr={lr}; allowed: 0 to {lr}")
-    return min_lr / lr
+    return min_lr / _initial_lr(optimizer)
 
 
 def _initial_lr(optimizer: Optimizer) -> float:
@@ -149,7 +138,7 @@ SCHEDULES: dict[str, Callable[..., Schedule | None]] = {
 def build_schedule(name: str, optimizer: Optimizer, total_steps: int, **knobs: Any) -> Schedule | None:
     """The schedule ``name`` for a run of ``total_steps`` steps, or None for ``constant``.
 
-    The optimizer's rates are set for step 0 at once. Raises :class:`ConfigError` for a ``min_lr`` above the
-    optimizer's rate and for a warm-up that takes the whole run.
+    The optimizer's rates are set for step 0 at once. ``min_lr`` is at most the optimizer's rate, and a warm-up is
+    shorter than the run: ``config/rules.py`` sees to both.
     """
     return SCHEDULES[name](optimizer, total_steps, **knobs)

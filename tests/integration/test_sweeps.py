@@ -108,6 +108,14 @@ def test_what_is_no_part_of_a_run_makes_no_other_cell(here: Here, runs: list[Any
     assert len(runs) == 2
 
 
+def test_settings_that_do_not_go_together_are_refused_before_any_cell_runs(
+    here: Here, tmp_path: Path, runs: list[Any]
+) -> None:
+    done = here("train", "-m", *TINY, "schedule=cosine", "schedule.min_lr=0,0.5", "optimizer.lr=0.1", "out_dir=s")
+    assert (done.returncode, runs, (tmp_path / "s").exists()) == (2, [], False)
+    assert "schedule.min_lr=0.5: is above optimizer.lr=0.1; allowed: 0 to 0.1" in done.stderr
+
+
 def test_equal_cells_run_once(here: Here, runs: list[Any]) -> None:
     done = here("train", "-m", *TINY, "optimizer.lr=0.1,1e-1", "out_dir=s")
     assert (done.returncode, len(runs)) == (0, 1)

@@ -86,6 +86,12 @@ REFUSED = [
     ("clip=zclip clip.warmup_steps=50 steps=50", "clip.warmup_steps=50", "less than that"),
     ("schedule=step schedule.step_size=90 steps=50", "schedule.step_size=90", "less than that"),
     ("schedule=warmup_cosine schedule.warmup_steps=90 steps=50", "schedule.warmup_steps=90", "less than that"),
+    ("schedule=warmup_cosine schedule.warmup_steps=50 steps=50", "schedule.warmup_steps=50", "less than that"),
+    ("schedule=warmup_cosine steps=1", "schedule.warmup_steps=1", "less than that"),
+    *(
+        (f"schedule={name} schedule.min_lr=0.3 optimizer.lr=0.2", "schedule.min_lr=0.3", "optimizer.lr=0.2; allowed: 0")
+        for name in ("cosine", "warmup_cosine", "plateau")
+    ),
     ("measure=full measure.every=90 steps=50", "measure.every=90", "less than that"),
     ("init=normal init.std=0 init.gain=2", "init.gain=2.0", "no effect"),
     ("++model.name=lenet5", "model.name", "choose with model="),
@@ -161,6 +167,10 @@ def test_the_length_given_on_the_command_line_stands_against_an_experiments(conf
     assert (config.steps, config.epochs, config.total_steps) == (7, None, 7)
     config = configure("experiment=linear_regression", "epochs=9")
     assert (config.steps, config.epochs, config.total_steps) == (None, 9, 9)
+
+
+def test_a_rate_may_stay_as_it_is(configure: Compose) -> None:
+    assert configure("schedule=cosine", "schedule.min_lr=0.2", "optimizer.lr=0.2").schedule.knobs["min_lr"] == 0.2
 
 
 def test_warmup_is_a_tenth_of_the_steps(configure: Compose) -> None:

@@ -180,6 +180,18 @@ def test_nothing_is_offered_that_is_there_already(configure: Compose, inputs: In
         assert configure("act=tanh", "init=critical", "model.norm=layer", "optimizer=adam", *remedy.overrides) != config
 
 
+def test_no_rate_is_offered_below_the_schedules_least(configure: Compose, inputs: Inputs) -> None:
+    words = ["init.gain=3", "optimizer.lr=0.05", "schedule=cosine", "schedule.min_lr=0.02"]
+    explosion = found("exploding", "not_learning")
+    free = rates(remedies_for(configure(*words[:-1]), inputs, explosion, typical_norm=3.0))
+    assert {"optimizer.lr=0.005", "optimizer.lr=0.001"} <= set(free)
+    held = remedies_for(configure(*words), inputs, explosion, typical_norm=3.0)
+    assert held
+    assert rates(held) == []
+    for remedy in held:
+        configure(*words, *remedy.overrides)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -154,10 +154,27 @@ def _never(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
             yield f"{key}={value}: {when} in {config.total_steps} steps; allowed: less than that"
 
 
+def _min_lr(config: Config, _was_set: Callable[[str], bool]) -> Iterator[str]:
+    floor, lr = config.schedule.knobs.get("min_lr", 0.0), config.optimizer.knobs["lr"]
+    if floor > lr:
+        yield f"schedule.min_lr={floor}: is above optimizer.lr={lr}; allowed: 0 to {lr}"
+
+
 def _checkpoint(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]:
     every = config.checkpoint.steps
     if every is not None and every > config.total_steps and was_set("checkpoint.every"):
         yield f"checkpoint.every={every}: none would be written in {config.total_steps} steps; allowed: up to that"
 
 
-_RULES: tuple[Rule, ...] = (_length, _depth, _norm_position, _data, _init, _stop_on, _images, _never, _checkpoint)
+_RULES: tuple[Rule, ...] = (
+    _length,
+    _depth,
+    _norm_position,
+    _data,
+    _init,
+    _stop_on,
+    _images,
+    _never,
+    _min_lr,
+    _checkpoint,
+)
