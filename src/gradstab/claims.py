@@ -49,6 +49,9 @@ def claim(directory: Path) -> Callable[[], None]:
     except Timeout:
         raise ConfigError(f"directory={directory}: {_AT_WORK}") from None
     except (OSError, NotImplementedError):
+        # Another user's cannot be opened for writing, and is taken away only where nobody holds it.
+        if _is_locked(path):
+            raise ConfigError(f"directory={directory}: {_AT_WORK}") from None
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
     return lock.release

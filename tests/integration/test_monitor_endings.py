@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from gradstab import watch
-from gradstab.claims import claim, is_claimed
+from gradstab.claims import CLAIM_FILE, claim, is_claimed
 from gradstab.config.verdict_options import Thresholds
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.events import EventWriter, read_records
@@ -179,6 +179,28 @@ def test_what_a_live_process_holds_stays_its_own(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == [".claim"]
         holder.communicate(b"")
     assert not is_claimed(tmp_path)
+
+
+def test_another_users_claim_is_taken_away_only_where_nobody_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def readable(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        """As another user's file is, in a folder that anybody may write to."""
+        if Path(path).name == CLAIM_FILE and flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, flags, *args, **kwargs)
+
+    release = claim(tmp_path)
+    monkeypatch.setattr(os, "open", readable)
+    with pytest.raises(ConfigError, match="another process is at work there"):
+        claim(tmp_path)
+    assert is_claimed(tmp_path)
+    release()
+    assert (tmp_path / CLAIM_FILE).exists()
+    claim(tmp_path)
+    assert not (tmp_path / CLAIM_FILE).exists()
 
 
 def _step_in_child(monitor: Monitor, model: nn.Module, optimizer: Any, said: Any) -> None:
