@@ -6,7 +6,6 @@ Nothing in this package imports torch.
 from gradstab.theory.activations import Activation, activation
 from gradstab.theory.batches import SIZE as BATCH
 from gradstab.theory.batches import Batch
-from gradstab.theory.batchnorm import batch_norm_rate, layer_norm_rate
 from gradstab.theory.critical import (
     CriticalPoint,
     caveat,
@@ -36,7 +35,6 @@ __all__ = [
     "Prediction",
     "activation",
     "activation_statistics",
-    "batch_norm_rate",
     "caveat",
     "chi_1",
     "chi_c",
@@ -49,7 +47,6 @@ __all__ = [
     "fixed_points",
     "half_stable_point",
     "has_edge",
-    "layer_norm_rate",
     "length_map",
     "predict",
     "predict_lenet5",

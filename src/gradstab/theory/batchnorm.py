@@ -8,7 +8,6 @@ from functools import lru_cache
 import numpy as np
 
 from gradstab.theory.activations import Activation, Array
-from gradstab.theory.arguments import check_network, check_variances
 from gradstab.theory.errors import NoTheory
 from gradstab.theory.maps import mean, second_moment, slope_moment
 from gradstab.theory.quadrature import pair_expectation, sphere
@@ -30,13 +29,6 @@ class BatchNormMoments:
     def variance(self, dropout: float = 0.0) -> float:
         """Variance over the batch of a unit's pre-activation in the next layer, for σ_w² = 1 (unbiased)."""
         return self.square / (1 - dropout) - self.product
-
-    def backward(self, dropout: float = 0.0) -> float:
-        """Factor on the squared gradient norm through norm and φ, for σ_w² = 1 and pre-activations of variance 1.
-
-        A dropout mask has second moment 1/(1-p), and two samples' masks are independent.
-        """
-        return self.own / (1 - dropout) + self.cross
 
 
 # From here on rounding costs more digits than the limit.
@@ -69,21 +61,3 @@ def batch_norm_moments(act: Activation, batch_size: int | None = None) -> BatchN
     )
     own, cross = (b - 1) * slope2 - weighted2, slopes + weighted
     return BatchNormMoments(square, product, own / (b - 3), cross / (b - 3))
-
-
-def batch_norm_rate(act: Activation, batch_size: int | None = None, *, dropout: float = 0.0) -> float:
-    """λ, the factor per layer on the *squared* gradient norm in a plain net with BatchNorm before φ (Yang 2019).
-
-    σ_w and σ_b drop out. The norm's factor is √λ. B → ∞: E φ'²/Var φ ≥ 1, and it explodes for every φ; linear:
-    (B-2)/(B-3).
-    """
-    check_variances(act, dropout=dropout)
-    check_network((), dropout, batch_size=batch_size)
-    moments = batch_norm_moments(act, batch_size)
-    return moments.backward(dropout) / moments.variance(dropout)
-
-
-def layer_norm_rate(act: Activation) -> float:
-    """χ_LN = E φ'(z)²/E φ(z)²: the same for LayerNorm before φ in wide layers with biases 0; dropout cancels."""
-    check_variances(act)
-    return float(slope_moment(act, 1.0) / second_moment(act, 1.0))

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradstab.theory import activation
+from gradstab.theory.unit import BatchNormBefore, build_unit
+
 Phi = Callable[[Tensor], Tensor]
 
 
@@ -85,6 +88,17 @@ def mean_log_profile(seeds: int, samples: int, widths: Sequence[int], phi: Phi, 
 
 def depth_factor(logs: np.ndarray) -> float:
     return math.exp(-np.polyfit(np.arange(len(logs)), logs, 1)[0])
+
+
+def norm_rate(act: str, norm: str, samples: int | None = None) -> float:
+    """The factor per layer on the *squared* gradient norm of a plain net with a norm before φ, whatever its σ_w is.
+
+    Of LayerNorm that is E φ'(z)²/E φ(z)²; BatchNorm's is over batches of so many samples, None for infinitely many.
+    """
+    unit = build_unit(activation(act), norm, None, samples, 0.0)
+    q = np.array([1e12])  # So long that PyTorch's ε counts for nothing.
+    forward = unit.forward_variance(q) if isinstance(unit, BatchNormBefore) else unit.forward(q)
+    return float((q * unit.backward(q) / forward)[0])
 
 
 def layer_norm(x: Tensor) -> Tensor:

@@ -10,32 +10,33 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gradstab.theory import NoTheory, activation, activation_statistics, batch_norm_rate, layer_norm_rate, predict
+from gradstab.theory import NoTheory, activation, activation_statistics, predict
 from gradstab.theory.batchnorm import batch_norm_moments
+from tests.unit.theory.nets import norm_rate
 
 
 @pytest.mark.parametrize(("samples", "rate"), [(8, 1.788190), (32, 1.521953), (512, 1.470069)])
 def test_relu_rates_of_yang(samples: int, rate: float) -> None:
-    assert batch_norm_rate(activation("relu"), samples) == pytest.approx(rate, abs=5e-7)
+    assert norm_rate("relu", "batch", samples) == pytest.approx(rate, abs=5e-7)
 
 
 def test_infinite_batches() -> None:
-    assert batch_norm_rate(activation("relu")) == pytest.approx(math.pi / (math.pi - 1), rel=1e-10)
+    assert norm_rate("relu", "batch") == pytest.approx(math.pi / (math.pi - 1), rel=1e-10)
     for name in ("tanh", "hardtanh", "gelu", "sigmoid"):
-        rate = batch_norm_rate(activation(name))
+        rate = norm_rate(name, "batch")
         assert rate > 1
-        assert batch_norm_rate(activation(name), 100_000) == pytest.approx(rate, rel=1e-4)
+        assert norm_rate(name, "batch", 100_000) == pytest.approx(rate, rel=1e-4)
 
 
 @pytest.mark.parametrize("samples", [4, 5, 32, 512])
 def test_linear_rate(samples: int) -> None:
-    assert batch_norm_rate(activation("identity"), samples) == pytest.approx((samples - 2) / (samples - 3), rel=1e-9)
+    assert norm_rate("identity", "batch", samples) == pytest.approx((samples - 2) / (samples - 3), rel=1e-9)
 
 
 @pytest.mark.parametrize("samples", [2, 3])
 def test_too_few_samples(samples: int) -> None:
     with pytest.raises(NoTheory, match="from 4 samples on"):
-        batch_norm_rate(activation("tanh"), samples)
+        norm_rate("tanh", "batch", samples)
 
 
 @pytest.mark.parametrize(("name", "phi"), [("tanh", torch.tanh), ("hardtanh", F.hardtanh)])
@@ -52,7 +53,7 @@ def test_moments_against_autograd_through_the_norm(name: str, phi: object) -> No
     assert a.square().mean().item() == pytest.approx(moments.square, rel=3e-3)
     assert a.var(dim=0).mean().item() == pytest.approx(moments.variance(), rel=3e-3)
     factor = (below.square().mean() / above.square().mean()).item()
-    assert factor == pytest.approx(moments.backward(), rel=1e-2)
+    assert factor == pytest.approx(moments.own + moments.cross, rel=1e-2)
 
 
 @pytest.mark.parametrize(("name", "phi"), [("identity", lambda x: x), ("hardtanh", F.hardtanh)])
@@ -70,19 +71,18 @@ def test_gradients_at_the_outputs_are_not_centred_yet(name: str, phi: object) ->
     moments = batch_norm_moments(activation(name), samples)
     # Here h has the variance 2, there σ_w² times that of what comes from below; σ_w² is 2 throughout.
     assert found.chi_1[-1] == pytest.approx(2 * factor / moments.variance(), rel=1e-2)
-    assert found.chi_1[0] == pytest.approx(moments.backward(), rel=1e-9)
+    assert found.chi_1[0] == pytest.approx(moments.own + moments.cross, rel=1e-9)
 
 
-def test_layer_norm_rate() -> None:
-    assert layer_norm_rate(activation("relu")) == pytest.approx(1, rel=1e-12)
+def test_layer_norms_rate() -> None:
+    assert norm_rate("relu", "layer") == pytest.approx(1, rel=1e-12)
     # E φ'² / E φ² of erf at variance 1.
-    assert layer_norm_rate(activation("erf")) == pytest.approx(2 / np.sqrt(5) / np.arcsin(2 / 3), rel=1e-12)
+    assert norm_rate("erf", "layer") == pytest.approx(2 / np.sqrt(5) / np.arcsin(2 / 3), rel=1e-12)
 
 
 @pytest.mark.parametrize("samples", [10**6, 10**9, 10**13, 10**16, 10**300])
 def test_so_many_samples_are_as_good_as_infinitely_many(samples: int) -> None:
-    tanh = activation("tanh")
-    assert batch_norm_rate(tanh, samples) == pytest.approx(batch_norm_rate(tanh), rel=1e-5)
+    assert norm_rate("tanh", "batch", samples) == pytest.approx(norm_rate("tanh", "batch"), rel=1e-5)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])

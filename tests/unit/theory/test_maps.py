@@ -11,7 +11,6 @@ import pytest
 from gradstab.theory import (
     NoTheory,
     activation,
-    batch_norm_rate,
     chi_1,
     chi_c,
     chi_parallel,
@@ -22,7 +21,6 @@ from gradstab.theory import (
     depth_scales,
     fixed_points,
     half_stable_point,
-    layer_norm_rate,
     predict,
     predict_lenet5,
     signal_shares,
@@ -73,10 +71,7 @@ TANH = activation("tanh")
         (lambda: critical_line(TANH, "x"), "q='x': has to be a number of at least 0"),  # type: ignore[arg-type]
         (lambda: critical_line(TANH, 1j), "q=1j: has to be a number of at least 0"),  # type: ignore[arg-type]
         (lambda: chi_1(TANH, None, 1.0), "q=None: has to be a number"),  # type: ignore[arg-type]
-        (lambda: layer_norm_rate("relu"), "act='relu': has to be an Activation"),  # type: ignore[arg-type]
-        (lambda: batch_norm_rate("relu"), "act='relu': has to be an Activation"),  # type: ignore[arg-type]
         (lambda: predict(act="tanh", init="foo", widths=[4, 8, 2], q0=1.0), "init=foo: .* allowed: critical, default"),
-        (lambda: batch_norm_rate(TANH, 32, dropout=1.0), "dropout=1"),
         (lambda: predict_lenet5(act="relu", q0=1.0, correlations=(2.0, 0.5)), "correlations=2"),
         (lambda: predict_lenet5(act="relu", q0=1.0, correlations=0.5), "correlations=0.5: has to be two"),  # type: ignore[arg-type]
         (lambda: predict_lenet5(act="relu", q0=1.0, correlations=(0.5, "a")), "correlations='a'"),  # type: ignore[arg-type]

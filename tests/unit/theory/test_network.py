@@ -14,10 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradstab.theory import NoTheory, activation, batch_norm_rate, length_map, predict
+from gradstab.theory import NoTheory, activation, length_map, predict
 from gradstab.theory.arguments import lengths_of
 from gradstab.theory.unit import build_unit
-from tests.unit.theory.nets import batch_norm, depth_factor, gaussian_inputs, layer_norm, mean_log_profile, profile
+from tests.unit.theory.nets import (
+    batch_norm,
+    depth_factor,
+    gaussian_inputs,
+    layer_norm,
+    mean_log_profile,
+    norm_rate,
+    profile,
+)
 
 EQUAL = [1000] * 11 + [10]
 UNEQUAL = [600, 1600, 1000, 1400, 1200, 1000, 1500, 1000, 1200, 10]
@@ -244,7 +252,7 @@ def test_known_rates() -> None:
     assert linear.depth_factor_r2 == pytest.approx(1, rel=1e-12)
     np.testing.assert_allclose(linear.q, 3.0 ** -np.arange(1, 31), rtol=1e-12)
     normed = predict(act="relu", widths=widths, q0=1.0, norm="batch", batch_size=32, **plane(3.0))
-    np.testing.assert_allclose(normed.chi_1[1:-1], batch_norm_rate(activation("relu"), 32), rtol=1e-12)
+    np.testing.assert_allclose(normed.chi_1[1:-1], norm_rate("relu", "batch", 32), rtol=1e-12)
     scaled = predict(act="relu", widths=widths, q0=1.0, residual="scaled", **plane(2.0))
     stream = np.prod(scaled.chi_1[:-1])
     assert stream == pytest.approx((1 + 1 / 29) ** 29, rel=1e-12)
