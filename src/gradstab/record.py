@@ -6,47 +6,69 @@ import datetime
 import os
 import socket
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from gradstab import reproducibility, run_directory
 from gradstab.config import Config, to_container
 from gradstab.determinism import kernels, nondeterministic
+from gradstab.measure.depth import DepthFactor
 from gradstab.measure.recorder import Recorder
-from gradstab.parts import Parts
-from gradstab.progress import Outcome
+
+if TYPE_CHECKING:
+    # What a watched loop does without.
+    from gradstab.parts import Parts
+    from gradstab.progress import Outcome
+
+
+def surroundings(model: nn.Module) -> dict[str, Any]:
+    """What is known of any run before its first step, be it trained or watched: what runs, where, with what."""
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    return {
+        "status": "running",
+        "reason": "",
+        "started": _clock(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "versions": reproducibility.versions(),
+        "git_commit": reproducibility.git_commit(),
+        "parameters": sum(p.numel() for p in parameters),
+    }
 
 
 def opening_record(config: Config, parts: Parts) -> dict[str, Any]:
     """What is known of a run before its first step."""
     device = parts.probe.parameters[0].device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "status": "running",
-        "reason": "",
+    return surroundings(parts.model) | {
         "identity": run_directory.identity(to_container(config)),
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "started": _clock(),
         "planned_steps": config.total_steps,
-        "device": str(device),
-        "device_name": name,
-        "threads": torch.get_num_threads(),
         "seed": config.seed,
         "nondeterministic": nondeterministic(config, device),
         "kernels": kernels(device),
-        "versions": reproducibility.versions(),
-        "git_commit": reproducibility.git_commit(),
-        "parameters": sum(p.numel() for p in parts.model.parameters()),
         "layers": parts.probe.tags,
+    }
+
+
+def norms(recorder: Recorder, depth: DepthFactor | None) -> dict[str, Any]:
+    """How large gradients were at the step that was measured last, and how they change through depth."""
+    latest = recorder.latest.layer_grad_norms
+    return {
+        "depth_factor": depth.factor if depth else None,
+        "depth_factor_r2": depth.r2 if depth else None,
+        "first_layer_grad_norm": latest[0] if latest else None,
+        "last_layer_grad_norm": latest[-1] if latest else None,
     }
 
 
 def closing_record(outcome: Outcome, recorder: Recorder, seconds: float) -> dict[str, Any]:
     """What has come of a run, at its end or as far as it got."""
     latest = recorder.latest
-    depth = latest.depth
     record: dict[str, Any] = {
         "status": outcome.status,
         "reason": outcome.reason,
@@ -57,10 +79,7 @@ def closing_record(outcome: Outcome, recorder: Recorder, seconds: float) -> dict
         "test_loss": _known(outcome.test_loss, outcome.evaluated),
         "test_accuracy": outcome.test_accuracy,
         "best_test_accuracy": outcome.best_test_accuracy,
-        "depth_factor": depth.factor if depth else None,
-        "depth_factor_r2": depth.r2 if depth else None,
-        "first_layer_grad_norm": latest.layer_grad_norms[0] if latest.layer_grad_norms else None,
-        "last_layer_grad_norm": latest.layer_grad_norms[-1] if latest.layer_grad_norms else None,
+        **norms(recorder, latest.depth),
         "seconds": seconds,
     }
     if outcome.broken is not None:
