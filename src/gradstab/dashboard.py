@@ -111,19 +111,6 @@ def hparams_end(succeeded: bool) -> Summary:
     return _hparams_summary("session_end_info", plugin_data_pb2.HParamsPluginData(session_end_info=end))
 
 
-def flat(container: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys; an option's name stands under its group's own key."""
-    found: dict[str, Any] = {}
-    for key, value in container.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        elif key == "name" and prefix:
-            found[prefix.removesuffix(".")] = value
-        elif value is not None:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def _data_type(value: Any) -> Any:
     if isinstance(value, bool):
         return api_pb2.DATA_TYPE_BOOL

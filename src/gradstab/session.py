@@ -12,7 +12,7 @@ import torch
 
 from gradstab import checkpoint, dashboard, plain, reproducibility, run_directory
 from gradstab.batching import Batches
-from gradstab.config import Config, to_container
+from gradstab.config import Config, flat, to_container
 from gradstab.errors import GradstabError
 from gradstab.events import EventWriter, whole_bytes
 from gradstab.examination import Examination
@@ -79,8 +79,8 @@ class Session:
         beside = ("quiet", "out_dir")
         settings = {
             key: value
-            for key, value in dashboard.flat(container).items()
-            if key not in beside and key.partition(".")[0] != "checkpoint"
+            for key, value in flat(container).items()
+            if value is not None and key not in beside and key.partition(".")[0] != "checkpoint"
         }
         for summary in dashboard.hparams(settings, differing):
             self.writer.write_summary(summary)

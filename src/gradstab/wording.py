@@ -15,6 +15,11 @@ def shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def as_word(value: Any) -> str:
+    """A setting as it is written on the command line: lists with commas."""
+    return ",".join(map(as_word, value)) if isinstance(value, list | tuple) else shown(value)
+
+
 def printable(value: Any) -> str:
     """Text fit for any terminal, page and picture: characters that no encoding or font takes are replaced."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))

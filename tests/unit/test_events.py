@@ -14,6 +14,7 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
 from tensorboard.util import tensor_util
 
 from gradstab import dashboard
+from gradstab.config import flat
 from gradstab.encoding import Encoder, shown_layers
 from gradstab.events import EventWriter, layer_tags, read_events, read_records
 
@@ -114,7 +115,7 @@ def test_tags_stay_few_however_deep_the_network(tmp_path: Path) -> None:
 def test_hyperparameters_go_into_the_same_file(tmp_path: Path) -> None:
     from tensorboard.plugins.hparams import plugin_data_pb2
 
-    settings = dashboard.flat({"seed": 3, "quiet": False, "act": {"name": "elu", "alpha": 0.5}, "epochs": None})
+    settings = flat({"seed": 3, "quiet": False, "act": {"name": "elu", "alpha": 0.5}})
     assert settings == {"seed": 3, "quiet": False, "act": "elu", "act.alpha": 0.5}
     writer = EventWriter(tmp_path, TAGS)
     for summary in [*dashboard.hparams(settings), dashboard.hparams_end(True)]:

@@ -3,7 +3,7 @@
 Nothing in this package imports torch, so that ``--help``, errors and completion are quick.
 """
 
-from gradstab.config.compose import from_hydra, one_of, register_schema, to_container
+from gradstab.config.compose import flat, from_hydra, one_of, register_schema, to_container
 from gradstab.config.hydra_errors import translate
 from gradstab.config.registry import OPTIONS, Option
 from gradstab.config.run import GROUPS, Config
@@ -13,6 +13,7 @@ __all__ = [
     "OPTIONS",
     "Config",
     "Option",
+    "flat",
     "from_hydra",
     "one_of",
     "register_schema",

@@ -58,6 +58,17 @@ def to_container(config: Config) -> dict[str, Any]:
     return whole
 
 
+def flat(container: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys; an option's name stands under its group's own key."""
+    found: dict[str, Any] = {}
+    for key, value in container.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix.removesuffix(".") if key == "name" and prefix else f"{prefix}{key}"] = value
+    return found
+
+
 def from_hydra(composed: Any, overrides: Sequence[str] = ()) -> Config:
     """Check a composed configuration (a DictConfig or nested mappings) and freeze it.
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from gradstab import dashboard
+from gradstab.config import flat
 from gradstab.errors import GradstabError
 from gradstab.events import Records, read_records
 from gradstab.files import read_text
 from gradstab.measure.verdict import Verdict
 from gradstab.report.standing import mend_status
 from gradstab.run_directory import CONFIG_FILE, EVENT_FILES, RUN_FILE, as_number, load_yaml
-from gradstab.wording import printable, shown
+from gradstab.wording import as_word, printable, shown
 
 _UNKNOWING = ": the verdict knows neither guessing's loss nor what theory says"
 _BESIDE = ("defaults", "out_dir", "hydra", "checkpoint")
@@ -107,12 +107,12 @@ def _read_settings(directory: Path, notes: list[str], *, expected: bool) -> dict
 def _flat(container: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted key what was chosen for a run; Hydra's own, where it lies and what it keeps was not."""
     settings = {key: value for key, value in container.items() if key not in _BESIDE}
-    return {printable(key): _plain(value) for key, value in dashboard.flat(settings).items()}
+    return {printable(key): _plain(value) for key, value in flat(settings).items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
-        return ",".join(printable(_plain(item)) for item in value) or "none"
+        return printable(as_word(value)) or "none"
     return value if isinstance(value, int | float) and not isinstance(value, bool) else printable(shown(value))
 
 

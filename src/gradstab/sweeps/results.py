@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradstab.config import flat
 from gradstab.config.sweep_options import FIGURES
 from gradstab.errors import GradstabError
 from gradstab.run_directory import as_number, replacing
 from gradstab.sweeps.ledger import ENDED, FINISHED, Entry
 from gradstab.sweeps.naming import group_of
 from gradstab.sweeps.state import recorded
-from gradstab.wording import shown
+from gradstab.wording import as_word
 
 RESULTS_FILE = "results.csv"
 SEEDS_FILE = "results_over_seeds.csv"
@@ -82,7 +83,7 @@ def swept_names(rows: Sequence[Row]) -> list[str]:
     """The fields that differ: those that were swept, and what else tells cells of several commands apart."""
     names = list(dict.fromkeys(name for row in rows for name in row.entry.swept))
     if len({tuple(row.entry.swept.get(name) for name in names) for row in rows}) < len(rows):
-        settings = [_flat(row.entry.settings) for row in rows if row.entry.settings]
+        settings = [flat(row.entry.settings) for row in rows if row.entry.settings]
         keys = dict.fromkeys(key for one in settings for key in one)
         names += [key for key in keys if key not in names and len({repr(one.get(key)) for one in settings}) > 1]
     return names
@@ -92,7 +93,7 @@ def value_of(row: Row, name: str) -> str:
     """A field's value in a cell, also where this cell's command did not sweep it."""
     if name in row.entry.swept:
         return row.entry.swept[name]
-    return _text(_flat(row.entry.settings).get(name, ""))
+    return as_word(flat(row.entry.settings).get(name, ""))
 
 
 def groups(rows: Sequence[Row]) -> list[Group]:
@@ -151,18 +152,3 @@ def _write_csv(path: Path, lines: Sequence[Sequence[Any]]) -> None:
             file.write(text.getvalue().encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise GradstabError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key, an option under its group's own name."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= {key if name == "name" else f"{key}.{name}": one for name, one in value.items()}
-        else:
-            flat[key] = value
-    return flat
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(_text, value)) if isinstance(value, list | tuple) else shown(value)
