@@ -565,6 +565,7 @@ def test_status_of_a_run_and_of_neither(here: Here, tmp_path: Path) -> None:
         (["nowhere"], "nowhere: there is no such folder"),
         ([], "needs a folder"),
         (["a", "b"], "takes one folder, not 2"),
+        (["--", "--jsno"], "--jsno: there is no such folder"),
         (["run", "--jsno"], "--jsno: there is no such flag; allowed: --json, -h, --help"),
         (["."], "such as run"),
     ):

@@ -15,6 +15,7 @@ from gradstab.catalogue import CHOICES
 from gradstab.cli import resume
 from gradstab.cli.flags import MULTIRUN, check_flags, in_hydras_order, split_words
 from gradstab.cli.output import OK, is_about_output, say
+from gradstab.cli.places import no_such_flag
 from gradstab.cli.trust import check_folders, check_names
 from gradstab.config.compose import one_of
 from gradstab.config.probe_options import PREFIX, PROBE_KEYS
@@ -43,7 +44,7 @@ def compose(
     overrides = [word for word in split_words(args)[0] if "=" in word or word.startswith("~")]
     for arg in args:
         if arg.startswith("-") and arg.split("=")[0] not in flags:
-            raise ConfigError(f"{arg}: there is no such flag; allowed: {', '.join(flags)}")
+            raise no_such_flag(arg, flags)
     check_flags(args)
     for text in overrides:
         if text.partition("=")[0] in CHOICES and text.partition("=")[2].startswith("["):
@@ -172,6 +173,15 @@ def _from_run_directory(args: Sequence[str]) -> list[str]:
             if folder and holds_run(Path(folder)):
                 return [*args, "--config-name", "config"]
     return args
+
+
+def typed() -> list[str]:
+    """The command line's own words, as Hydra keeps them for the job at hand."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    # Unresolved: an interpolation in an override is checked with the rest.
+    return list(map(str, OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False) or ()))
 
 
 def options_are_fixed() -> bool:

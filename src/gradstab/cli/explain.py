@@ -6,8 +6,7 @@ import json
 from collections.abc import Sequence
 
 from gradstab.cli.output import FAILED, OK, complain, say
-from gradstab.cli.places import path_of
-from gradstab.errors import ConfigError
+from gradstab.cli.places import asks_for_help, one_folder
 
 USAGE = """\
 gradstab explain: what broke in a run, which layer first, how it came to that,
@@ -33,22 +32,9 @@ FLAGS = ("--prove", "--json", "-h", "--help")
 
 def explain(args: Sequence[str]) -> int:
     """Explain the run in the directory that ``args`` name; returns the exit code."""
-    if "-h" in args or "--help" in args:
+    if asks_for_help(args):
         return say(USAGE)
-    words: list[str] = []
-    for position, word in enumerate(args):
-        if word == "--":
-            words += args[position + 1 :]
-            break
-        if word.startswith("-") and word not in FLAGS:
-            raise ConfigError(f"{word}: there is no such flag; allowed: {', '.join(FLAGS)}")
-        if not word.startswith("-"):
-            words.append(word)
-    if not words:
-        raise ConfigError("explain: needs a folder; allowed: gradstab explain RUN_DIR")
-    if len(words) != 1:
-        raise ConfigError(f"explain {' '.join(map(repr, words))}: names no single folder; allowed: a run's directory")
-    folder = path_of(words[0], "folder", "a run's directory", "explain")
+    folder = one_folder("explain", args, FLAGS, "RUN_DIR", "a run's directory")
 
     from gradstab import explaining
 

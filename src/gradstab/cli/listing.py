@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gradstab.catalogue import SECTIONS, listing
 from gradstab.cli.output import say
+from gradstab.cli.places import asks_for_help
 from gradstab.errors import ConfigError
 
 USAGE = """\
@@ -26,7 +27,7 @@ options:
 
 def list_options(args: Sequence[str]) -> int:
     """Print one group's options, or all."""
-    if "-h" in args or "--help" in args:
+    if asks_for_help(args):
         return say(USAGE)
     if len(args) > 1:
         raise ConfigError(f"list {' '.join(args)}: takes one group at most; allowed: {', '.join(SECTIONS)}")

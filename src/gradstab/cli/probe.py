@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gradstab.cli.composition import compose, options_are_fixed, own_sweep
+from gradstab.cli.composition import compose, options_are_fixed, own_sweep, typed
 from gradstab.cli.flags import HYDRA_FLAGS
 from gradstab.cli.output import OK, complain, say
+from gradstab.cli.places import asks_for_help
 from gradstab.config import from_hydra
 from gradstab.config.probe_options import is_probe_knob, probe_knobs
 from gradstab.errors import ConfigError
@@ -64,7 +65,7 @@ _IDLE = {
 
 def probe(args: Sequence[str]) -> int:
     """Measure the configured network beside theory, and print it, as one JSON object with ``--json``."""
-    if "-h" in args or "--help" in args:
+    if asks_for_help(args):
         return say(USAGE)
     as_json = "--json" in args
     words = [arg for arg in args if arg != "--json"]
@@ -76,7 +77,7 @@ def probe(args: Sequence[str]) -> int:
     for word in words:
         _refuse(word)
     composed: list[tuple[Any, list[str], bool, str | None]] = []
-    compose(words, lambda whole: composed.append((whole, _overrides(), options_are_fixed(), own_sweep())), FLAGS)
+    compose(words, lambda whole: composed.append((whole, typed(), options_are_fixed(), own_sweep())), FLAGS)
     if not composed:
         return OK
     whole, overrides, fixed, sweep = composed[0]
@@ -106,12 +107,3 @@ def _refuse(word: str) -> None:
     for start, why in _IDLE.items():
         if word.lstrip("+~").startswith(start):
             raise ConfigError(f"{word}: no effect, as a probe {why}; leave it out")
-
-
-def _overrides() -> list[str]:
-    """The command line's own words, as Hydra keeps them while it runs a job."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    # Unresolved: an interpolation in an override is checked with the rest.
-    return list(map(str, OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False) or ()))

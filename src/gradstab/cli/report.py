@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradstab.cli.output import complain, one_line, say
-from gradstab.cli.places import path_of
+from gradstab.cli.places import no_such_flag, path_of
 from gradstab.errors import ConfigError, GradstabError
 
 # Six colours by four kinds of dashes.
@@ -63,7 +63,7 @@ def report(args: Sequence[str]) -> int:
         elif flag in ("--out", "--figures", "--steps"):
             values.setdefault(flag, []).extend([value] if equals else _following(flag, rest))
         else:
-            raise ConfigError(f"{word}: there is no such flag; allowed: {', '.join(FLAGS)}")
+            raise no_such_flag(word, FLAGS)
     if not folders:
         raise ConfigError("report: names no folder; allowed: run directories, or folders with runs in them")
     # What is asked for may be wrong in several ways; all are told before anything is read or drawn.

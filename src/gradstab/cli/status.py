@@ -6,8 +6,7 @@ import json
 from collections.abc import Sequence
 
 from gradstab.cli.output import OK, complain, say
-from gradstab.cli.places import path_of
-from gradstab.errors import ConfigError
+from gradstab.cli.places import asks_for_help, one_folder
 
 USAGE = """\
 gradstab status: how a sweep or a run stands, also while it runs
@@ -30,16 +29,9 @@ _MOST_DAMAGED = 3
 
 def status(args: Sequence[str]) -> int:
     """Print the state of the one folder given, as one JSON object with ``--json``."""
-    if "-h" in args or "--help" in args:
+    if asks_for_help(args):
         return say(USAGE)
-    folders = [word for word in args if not word.startswith("-")]
-    for flag in args:
-        if flag.startswith("-") and flag not in FLAGS:
-            raise ConfigError(f"{flag}: there is no such flag; allowed: {', '.join(FLAGS)}")
-    if len(folders) != 1:
-        said = "needs a folder" if not folders else f"takes one folder, not {len(folders)}"
-        raise ConfigError(f"status {' '.join(folders)}".rstrip() + f": {said}; allowed: gradstab status DIR [--json]")
-    folder = path_of(folders[0], "folder", "a sweep's folder or a run's directory")
+    folder = one_folder("status", args, FLAGS, "DIR [--json]", "a sweep's folder or a run's directory")
 
     from gradstab.console.status import show
     from gradstab.run_directory import plain

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gradstab.cli.composition import compose, options_are_fixed, own_sweep
+from gradstab.cli.composition import compose, options_are_fixed, own_sweep, typed
 from gradstab.cli.flags import HYDRA_FLAGS, MULTIRUN
 from gradstab.cli.output import FAILED, OK, complain, say, unforeseen
+from gradstab.cli.places import asks_for_help
 from gradstab.cli.resume import FLAG, asks_to_resume, resume
 from gradstab.config import one_of
 from gradstab.config.sweep_options import PREFIX, is_sweep_word, objective, sweep_knobs
@@ -64,7 +65,7 @@ _ONLY_SWEEPS = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.s
 
 def train(args: Sequence[str]) -> int:
     """Train once, or once for each cell of a sweep; returns the exit code of the worst."""
-    if "-h" in args or "--help" in args:
+    if asks_for_help(args):
         return say(USAGE)
     if asks_to_resume(args):
         return resume(args)
@@ -107,20 +108,17 @@ def _run_job(composed: Any) -> None:
     """One run."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import OmegaConf
 
     from gradstab.config import from_hydra
 
     settings = HydraConfig.get()
-    # Unresolved: an interpolation in an override is checked with the rest.
-    overrides = list(map(str, OmegaConf.to_container(settings.overrides.task, resolve=False) or ()))
     try:
         if settings.mode == RunMode.MULTIRUN:
             chosen = settings.runtime.choices.get("hydra/launcher")
             raise ConfigError(f"hydra/launcher={chosen}: is no launcher of gradstab's; {one_of(LAUNCHERS, '')}")
         if sweep := own_sweep():
             raise ConfigError(f"{sweep}; add -m to run them")
-        config = replace(from_hydra(composed, overrides), fixed=options_are_fixed())
+        config = replace(from_hydra(composed, typed()), fixed=options_are_fixed())
 
         from gradstab.expectation import caveats
         from gradstab.runner import run
