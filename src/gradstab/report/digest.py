@@ -172,17 +172,25 @@ class _Bins:
         return function.reduceat(values[self.order], self.starts, axis=0)
 
 
+def cells(
+    largest: Array, infinite: NDArray[np.bool_] | bool = False, not_a_number: NDArray[np.bool_] | bool = False
+) -> tuple[Array, NDArray[np.uint8]]:
+    """log10 of the largest finite norm in each cell of a heatmap, -inf where none was, and what each cell is."""
+    kind = np.where(largest > 0, FINITE, ZERO).astype(np.uint8)
+    kind[infinite] = INFINITE
+    kind[not_a_number] = NOT_A_NUMBER
+    log10 = np.full(largest.shape, np.nan)
+    np.log10(largest, out=log10, where=kind == FINITE)
+    return log10, kind
+
+
 def heatmap(series: Series, layers: Sequence[str], quantity: str, columns: int = COLUMNS) -> Heatmap:
     """log10 of a norm over layer and step, at most ``columns`` columns, the largest value in each."""
     bins = _Bins.of(series.steps, columns)
     finite = np.isfinite(series.values)
     largest = bins.each(np.maximum, np.where(finite, series.values, -np.inf))
-    kind = np.where(largest > 0, FINITE, ZERO).astype(np.uint8)
-    if not finite.all():
-        for test, code in ((np.isinf, INFINITE), (np.isnan, NOT_A_NUMBER)):
-            kind[bins.each(np.logical_or, test(series.values))] = code
-    log10 = np.full(largest.shape, np.nan)
-    np.log10(largest, out=log10, where=kind == FINITE)
+    broken = () if finite.all() else (bins.each(np.logical_or, test(series.values)) for test in (np.isinf, np.isnan))
+    log10, kind = cells(largest, *broken)
     named = list(layers[: largest.shape[1]])
     return Heatmap(quantity, log10.T, kind.T, bins.edges, bins.first, named, bins.per_bin)
 

@@ -137,13 +137,7 @@ class History:
 
         if not self._used:
             return None
-        largest = self._largest[: self._used]
-        kind = np.full(largest.shape, digest.ZERO, np.uint8)
-        kind[largest > 0] = digest.FINITE
-        kind[self._inf[: self._used]] = digest.INFINITE
-        kind[self._nan[: self._used]] = digest.NOT_A_NUMBER
-        log10 = np.full(largest.shape, np.nan)
-        np.log10(largest, out=log10, where=kind == digest.FINITE)
+        log10, kind = digest.cells(*(table[: self._used] for table in (self._largest, self._inf, self._nan)))
         first = self._starts[: self._used]
         return digest.Heatmap("grad_norm", log10.T, kind.T, self.edges(), first, self.layers, self._per_column)
 
