@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
+
+
+def plural(count: int, what: str) -> str:
+    """``what``, or several of them."""
+    return what if count == 1 else f"{what}s"
 
 
 def counted(count: int, what: str = "step") -> str:
     """``1 step``, ``1,200 steps``."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    return f"{count:,} {plural(count, what)}"
+
+
+def not_finite(value: float) -> str:
+    """NaN or an infinity as people read it."""
+    return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+
+
+def short_keys(keys: Sequence[str]) -> list[str]:
+    """Dotted keys without their groups, where they stay apart without them."""
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    return [tail if last[tail := key.rpartition(".")[2]] == 1 else key for key in keys]
 
 
 def shown(value: Any) -> str:

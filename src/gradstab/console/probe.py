@@ -18,6 +18,7 @@ from gradstab.console.verdict import verdict_text
 from gradstab.encoding import Vector, shown_layers
 from gradstab.jacobians import Jacobians
 from gradstab.probing import Findings
+from gradstab.wording import plural
 
 _line = functools.partial(beside, width=12)
 _MOST_SEEDS = 4
@@ -134,7 +135,7 @@ def _disagreement(findings: Findings) -> str:
         if labels != findings.verdict.labels:
             seeds.setdefault(labels, []).append(str(seed))
     others = "; ".join(
-        f"seed{'s' if len(own) > 1 else ''} {', '.join(own[:_MOST_SEEDS])}"
+        f"{plural(len(own), 'seed')} {', '.join(own[:_MOST_SEEDS])}"
         + (f" and {len(own) - _MOST_SEEDS} more" if len(own) > _MOST_SEEDS else "")
         + f": {', '.join(labels)}"
         for labels, own in seeds.items()

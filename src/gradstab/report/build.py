@@ -15,7 +15,7 @@ from gradstab.errors import ConfigError, GradstabError
 from gradstab.report import exports, finding, page, runs, style, table, telling
 from gradstab.report.digest import Digest, digest
 from gradstab.report.sheets import sheets
-from gradstab.wording import printable
+from gradstab.wording import counted, printable
 
 PAGE = "report.html"
 # With more runs than this, each one's own pictures would bury what compares them.
@@ -63,14 +63,13 @@ def build(request: Request, note: Callable[[str], object]) -> str:
     if request.figures:
         folder, count = _write_pictures(request, target, sections, digests)
         if count:
-            written.append(f"{count} picture{'s' * (count > 1)} in {folder}")
+            written.append(f"{counted(count, 'picture')} in {folder}")
         else:
             note("--figures: no picture is drawn: nothing was recorded that one would show")
         if not detailed:
             alone = "gradstab report RUN --figures draws a run's own"
             note(f"--figures: of more than {DETAILED} runs, only those side by side; {alone}")
-    how_many = "1 run" if len(found) == 1 else f"{len(found)} runs"
-    return ", ".join([f"wrote {target} ({how_many}, {len(content) / 1000:,.0f} kB)", *written])
+    return ", ".join([f"wrote {target} ({counted(len(found), 'run')}, {len(content) / 1000:,.0f} kB)", *written])
 
 
 def _title(folders: Sequence[Path]) -> str:

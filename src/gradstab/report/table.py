@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gradstab.report.runs import Run
 from gradstab.run_directory import as_number, resumptions
-from gradstab.wording import printable, without_middle
+from gradstab.wording import not_finite, printable, short_keys, without_middle
 
 ABSENT = "–"
 # From here on a float no longer holds every whole number.
@@ -60,7 +59,7 @@ def number(value: Any, digits: int = 4) -> str:
     if known is None:
         return ABSENT if value is None else printable(value)
     if not math.isfinite(known):
-        return "NaN" if math.isnan(known) else "∞" if known > 0 else "−∞"
+        return not_finite(known)
     if known == int(known) and abs(known) < (EXACT if isinstance(value, int) else 1e6):
         return f"{int(known):,}"
     return f"{known:.{digits}g}"
@@ -170,8 +169,7 @@ def shortened(caption: str, width: int = 60) -> str:
     pairs = [pair.partition("=") for pair in caption.split(", ")]
     if len(caption) <= width or not all(equals for _, equals, _ in pairs):
         return without_middle(caption, width)
-    last = Counter(key.rpartition(".")[2] for key, _, _ in pairs)
-    keys = [tail if last[tail := key.rpartition(".")[2]] == 1 else key for key, _, _ in pairs]
+    keys = short_keys([key for key, _, _ in pairs])
     for longest in (width, 24, 12):
         parts = [f"{key}={without_middle(value, longest)}" for key, (_, _, value) in zip(keys, pairs, strict=True)]
         if len(", ".join(parts)) <= width:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from gradstab.console.sweep import Column
 from gradstab.sweeps.results import Group, Row, Spread, swept_names, value_of
+from gradstab.wording import not_finite, short_keys
 
 _NONE = "–"
 
@@ -47,11 +48,9 @@ def seeds_table(groups: Sequence[Group]) -> list[Column]:
 
 def _swept_columns(names: Sequence[str], lines: Sequence[Sequence[str]]) -> list[Column]:
     """The fields that differ. Groups' names go from the titles where they stay apart without; later fields go first."""
-    last = Counter(name.rpartition(".")[2] for name in names)
-    titles = [tail if last[tail := name.rpartition(".")[2]] == 1 else name for name in names]
     return [
         Column(title, [line[i] for line in lines], rank=10 + i if i else 0, cut="middle")
-        for i, title in enumerate(titles)
+        for i, title in enumerate(short_keys(names))
     ]
 
 
@@ -63,7 +62,7 @@ def _number(name: str, value: float | None) -> str:
     if value is None:
         return _NONE
     if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+        return not_finite(value)
     if "accuracy" in name:
         return f"{100 * value:.2f} %"
     if name == "seconds":
