@@ -24,6 +24,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from gradstab.decoding import Decoder
 from gradstab.encoding import Encoder, Vector
 from gradstab.framing import framed, frames
+from gradstab.run_directory import EVENT_FILES
 
 # Held here until they are closed: else a collector may close them before what would write to them last.
 _OPEN: set[BinaryIO] = set()
@@ -42,7 +43,7 @@ class EventWriter:
     """
 
     def __init__(self, directory: Path, layers: Sequence[str], state: Mapping[str, Any] | None = None) -> None:
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        name = f"{EVENT_FILES}{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         self.path = directory / (name if state is None else state["name"])
         # So much that the steps between two flushes go to the file in one write.
         self._file = self.path.open("xb" if state is None else "r+b", buffering=2**18)
@@ -134,7 +135,7 @@ def read_events(path: Path) -> Iterator[Event]:
 
 def read_records(directory: str | Path) -> Records:
     """Everything the event files in a run's directory recorded, each file up to where it is whole."""
-    paths = sorted(Path(directory).glob("events.out.tfevents.*"))
+    paths = sorted(Path(directory).glob(f"{EVENT_FILES}*"))
     if len(paths) < 2:
         return _read(paths)
     # A run writes one file: what another adds to the same steps is another run's, a copy, or not gradstab's at all.

@@ -92,23 +92,23 @@ def clear(directory: Path) -> None:
     (directory / RUN_FILE).unlink(missing_ok=True)
 
 
-def refusal(directory: Path, status: str) -> ConfigError:
+def refusal(directory: Path, status: str, key: str = "out_dir") -> ConfigError:
     """Why a new run cannot start where one with this ``status`` lies, and what can be done."""
     over = status in (*FINISHED, "unknown")
     ways = "" if over else f"gradstab train --resume {shlex.quote(str(directory))} continues it; "
-    return ConfigError(f"out_dir={directory}: holds a run already ({status}); {ways}choose another, or remove it")
+    return ConfigError(f"{key}={directory}: holds a run already ({status}); {ways}choose another, or remove it")
 
 
-def create(directory: Path) -> Path:
-    """Make a directory for a run; raises :class:`ConfigError` where it cannot be, or holds a run already."""
+def create(directory: Path, key: str = "out_dir") -> Path:
+    """Make a directory for a run; :class:`ConfigError`, of what ``key`` said, where it cannot be or holds a run."""
     try:
         if holds_run(directory):
-            raise refusal(directory, status_of(directory))
+            raise refusal(directory, status_of(directory), key)
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        raise ConfigError(f"out_dir={directory}: cannot be written to ({error.strerror})") from error
+        raise ConfigError(f"{key}={directory}: cannot be written to ({error.strerror})") from error
     return directory
 
 

@@ -19,12 +19,12 @@ def make_directory(directory: str | Path | None) -> Path:
         if run_directory.holds_run(path):
             status = run_directory.status_of(path)
             raise ConfigError(f"directory={path}: holds a run already ({status}); choose another, or remove it")
-        run_directory.create(path)
-    except ConfigError as error:
-        raise ConfigError(*(problem.replace("out_dir=", "directory=") for problem in error.problems)) from error
+        run_directory.create(path, "directory")
+    except ConfigError:
+        raise
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"directory={str(directory)!r}: cannot be a path ({error})") from error
-    if any(path.glob("events.out.tfevents.*")):
+    if any(path.glob(f"{run_directory.EVENT_FILES}*")):
         raise ConfigError(f"directory={path}: holds an event file already; choose another, or remove it")
     if is_claimed(path):
         raise ConfigError(f"directory={path}: another process is at work there; choose another, or wait")
