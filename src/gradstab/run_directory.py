@@ -46,15 +46,18 @@ def holds_run(directory: Path) -> bool:
 
 
 def status_of(directory: Path) -> str:
-    """What has become of the run recorded here: run.json's status, "interrupted" for one whose process has died.
-
-    "unknown" where run.json cannot be read. A watched loop that could make no claim on its directory is taken at its
-    word.
-    """
+    """What has become of the run recorded here; "unknown" where run.json cannot be read."""
     try:
-        record = read_run(directory)
+        return true_status(directory, read_run(directory))
     except GradstabError:
         return "unknown"
+
+
+def true_status(directory: Path, record: Mapping[str, Any]) -> str:
+    """The status in run.json's ``record``; "interrupted" for a run whose process has died, "unknown" for none.
+
+    A watched loop that could make no claim on its directory is taken at its word.
+    """
     status = record.get("status")
     if status != "running":
         return status if isinstance(status, str) else "unknown"

@@ -18,7 +18,7 @@ from gradstab.run_directory import (
     holds_run,
     read_run,
     resumptions,
-    status_of,
+    true_status,
 )
 from gradstab.sweeps.cells import LOG_FILE
 from gradstab.sweeps.ledger import FAILED, FINISHED, LEDGER_FILE, RUNNING, STATES, Entry, Ledger
@@ -119,14 +119,13 @@ def _cell(row: Row) -> dict[str, Any]:
 
 
 def _of_run(directory: Path) -> dict[str, Any]:
-    record = recorded(directory)
-    state = status_of(directory)
-    reason = str(record.get("reason", ""))
-    if state == "unknown":
-        try:
-            read_run(directory)
-        except GradstabError as error:
-            reason = str(error)
+    record: dict[str, Any] = {}
+    try:
+        record = read_run(directory)
+        reason = str(record.get("reason", ""))
+    except GradstabError as error:
+        reason = str(error)
+    state = true_status(directory, record)
     seconds = _taken(record) if state == RUNNING else as_number(record.get("seconds"))
     return {
         "kind": "run",
