@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradstab.encoding import shown_layers
 from gradstab.events import layer_tags, read_events
+from gradstab.wording import shown_layers
 
 DEPTH = 4
 NETWORK = (

@@ -21,9 +21,9 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
 
 from gradstab.decoding import VECTOR_PREFIX
+from gradstab.wording import MAX_SHOWN, shown_layers
 
 PLUGIN = "gradstab"
-MAX_SHOWN = 64
 
 Vector = NDArray[np.float64]
 
@@ -43,13 +43,6 @@ def _single(values: Iterable[float]) -> array[float]:
             if math.isinf(rounded[i]) and math.isfinite(value):
                 rounded[i] = math.copysign(_LARGEST, value)
     return rounded
-
-
-def shown_layers(count: int, at_most: int = MAX_SHOWN) -> list[int]:
-    """The layers shown one by one: all, or evenly spaced ones, the first and the last included."""
-    if count <= at_most:
-        return list(range(count))
-    return [round(i * (count - 1) / (at_most - 1)) for i in range(at_most)]
 
 
 class Encoder:

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradstab.theory import BATCH, Batch
+from gradstab.theory.activations import Array
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gradstab.data import Dataset
-
-Array = NDArray[np.float64]
 
 # So many samples are looked at, and more of fewer numbers each: they vary more in length and direction.
 MAX_SAMPLES, MAX_NUMBERS = 256, 1 << 14

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from gradstab.capacity import free_memory
 from gradstab.config.sizes import in_words
-from gradstab.encoding import shown_layers
 from gradstab.errors import ConfigError
 from gradstab.measure.quantities import safe_norm
 from gradstab.models.blocks import Model
 from gradstab.spectra import Spectrum, mean_of, singular_values, spectrum
+from gradstab.wording import shown_layers
 
 MAX_LAYERS = 32
 # Multiplications, a few dozen seconds of one core; and entries of one Jacobian, half a gigabyte.

@@ -1,4 +1,4 @@
-"""Counts and settings in sentences and tables."""
+"""Counts and settings in sentences and tables, and which layers stand in them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+# So many layers have lines of their own in TensorBoard.
+MAX_SHOWN = 64
 
 
 def plural(count: int, what: str) -> str:
@@ -50,3 +53,10 @@ def without_middle(text: str, width: int) -> str:
         return text
     end = (width - 1) // 2
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def shown_layers(count: int, at_most: int = MAX_SHOWN) -> list[int]:
+    """The layers shown one by one: all, or evenly spaced ones, the first and the last included."""
+    if count <= at_most:
+        return list(range(count))
+    return [round(i * (count - 1) / (at_most - 1)) for i in range(at_most)]

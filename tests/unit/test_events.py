@@ -15,8 +15,9 @@ from tensorboard.util import tensor_util
 
 from gradstab import dashboard
 from gradstab.config import flat
-from gradstab.encoding import Encoder, shown_layers
+from gradstab.encoding import Encoder
 from gradstab.events import EventWriter, layer_tags, read_events, read_records
+from gradstab.wording import shown_layers
 
 TAGS = ["00_hidden", "01_hidden", "02_output"]
 

@@ -16,10 +16,9 @@ from rich.text import Text
 
 from gradstab.config import Config
 from gradstab.console.verdict import verdict_text
-from gradstab.encoding import shown_layers
 from gradstab.measure.depth import over_depth
 from gradstab.measure.verdict import Verdict
-from gradstab.wording import counted
+from gradstab.wording import counted, shown_layers
 
 # Sweeps and `gradstab status` print from here too, and need no torch.
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from rich.text import Text
 from gradstab.config import Config
 from gradstab.console import MAX_ROWS, beside
 from gradstab.console.verdict import verdict_text
-from gradstab.encoding import Vector, shown_layers
+from gradstab.encoding import Vector
 from gradstab.jacobians import Jacobians
 from gradstab.probing import Findings
-from gradstab.wording import plural
+from gradstab.wording import plural, shown_layers
 
 _line = functools.partial(beside, width=12)
 _MOST_SEEDS = 4
