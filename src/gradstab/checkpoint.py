@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from gradstab.errors import GradstabError
-from gradstab.run_directory import CHECKPOINTS, replacing
+from gradstab.files import replacing
+from gradstab.run_directory import CHECKPOINTS
 
 FORMAT = 7
 BEST = "best.pt"

@@ -16,7 +16,7 @@ from gradstab.forensics.snapshot import FOLDER, SNAPSHOT_FILE, Snapshot
 from gradstab.replay import Replay, as_recorded, replay
 from gradstab.report import table
 from gradstab.report.runs import Run, load
-from gradstab.run_directory import RUN_FILE, holds_run, plain, read_config, read_run, status_of
+from gradstab.run_directory import RUN_FILE, as_json, holds_run, read_config, read_run, status_of
 from gradstab.wording import counted
 
 
@@ -67,7 +67,7 @@ class Explanation:
             "replay": asdict(self.replay) | {"checkpoint": self.snapshot.checkpoint},
             "notes": self.notes,
         }
-        known: dict[str, Any] = plain(found)
+        known: dict[str, Any] = as_json(found)
         return known
 
 

@@ -23,7 +23,7 @@ from gradstab.expectation import expect
 from gradstab.jacobians import Jacobians
 from gradstab.measure.depth import DepthFactor, depth_factor
 from gradstab.measure.verdict import HEALTHY, Verdict
-from gradstab.run_directory import plain
+from gradstab.run_directory import as_json
 from gradstab.theory import Prediction, activation, activation_statistics
 
 # Scales, whose logarithms are averaged over seeds; shares and means are averaged as they are.
@@ -101,7 +101,7 @@ class Findings:
         }
         if self.jacobian is not None:
             found["jacobian"] = asdict(self.jacobian)
-        known: dict[str, Any] = plain(found)
+        known: dict[str, Any] = as_json(found)
         return known
 
 

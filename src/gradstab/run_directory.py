@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import json
@@ -12,13 +11,13 @@ import re
 import secrets
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gradstab.claims import CLAIM_FILE, is_claimed
 from gradstab.errors import ConfigError, GradstabError
-from gradstab.files import read_text
+from gradstab.files import load_yaml, read_text, replacing
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -115,37 +114,10 @@ def create(directory: Path, key: str = "out_dir") -> Path:
     return directory
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file whole or not at all, so that it is there even after the power fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # Not every file system lets a folder be synchronised.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all; floats that JSON has no word for become "inf", "-inf", "nan"."""
-    with replacing(path) as file:
-        file.write((json.dumps(plain(content), indent=2, allow_nan=False) + "\n").encode())
-
-
 def write_run(directory: Path, record: dict[str, Any]) -> None:
-    """Write run.json whole or not at all."""
-    write_json(directory / RUN_FILE, record)
+    """Write run.json whole or not at all; floats that JSON has no word for become "inf", "-inf", "nan"."""
+    with replacing(directory / RUN_FILE) as file:
+        file.write((json.dumps(as_json(record), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_run(directory: Path) -> dict[str, Any]:
@@ -162,38 +134,16 @@ def read_run(directory: Path) -> dict[str, Any]:
     return record
 
 
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """JSON has no NaN or infinity; a diverged run's loss is one of them and must not be lost or break a parser."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, float):
         # NumPy's floats are floats too, but do not read as such.
         return float(value) if math.isfinite(value) else str(float(value))
     return value
-
-
-def as_number(value: Any) -> float | None:
-    """An entry of run.json as a number, which may be inf or NaN; None for what is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
-
-
-def load_yaml(path: Path) -> Any:
-    """What a YAML file of anybody's holds; raises OSError, ValueError, RecursionError or YAMLError."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = read_text(path)
-    # Aliases, which gradstab never writes, can make a short file stand for an endless one.
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
-        raise ValueError
-    return yaml.load(text, Loader=loader)
 
 
 def read_config(directory: Path) -> dict[str, Any]:

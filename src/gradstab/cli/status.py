@@ -34,12 +34,12 @@ def status(args: Sequence[str]) -> int:
     folder = one_folder("status", args, FLAGS, "DIR [--json]", "a sweep's folder or a run's directory")
 
     from gradstab.console.status import show
-    from gradstab.run_directory import plain
+    from gradstab.run_directory import as_json
     from gradstab.sweeps import status as stands
 
     state = stands.status(folder)
     if "--json" in args:
-        return say(json.dumps(plain(state), indent=2, allow_nan=False) + "\n")
+        return say(json.dumps(as_json(state), indent=2, allow_nan=False) + "\n")
     show(state)
     complain(*state.get("damaged", [])[:_MOST_DAMAGED])
     return OK

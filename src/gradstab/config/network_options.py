@@ -6,7 +6,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import Any
 
 from gradstab.config.fields import checked, choice, number, positive_int
-from gradstab.config.registry import Option, option, plain
+from gradstab.config.registry import Option, option, without_knobs
 
 
 def _width_problem(value: Any) -> str | None:
@@ -45,14 +45,14 @@ class LeNet5(Option):
     residual: str = choice("none", "none", "add", "scaled", "rezero")
 
 
-plain(
+without_knobs(
     "model",
     lenet5_1998="LeNet-5 as published: C3 connection table, trainable subsampling, scaled tanh (LeCun et al. 1998)",
 )
 
 # ---------------------------------------------------------------------------------------------- activations
 
-plain(
+without_knobs(
     "act",
     identity="φ(x) = x: a deep linear network (Saxe et al. 2014, arXiv:1312.6120)",
     sigmoid="logistic function, slope at most 1/4: the classic vanishing gradient (Hochreiter 1991)",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradstab.config.fields import choice, number
-from gradstab.config.registry import Option, option, plain
+from gradstab.config.registry import Option, option, without_knobs
 
 # ------------------------------------------------------------------------------------------------ optimizer
 
@@ -131,7 +131,7 @@ class CoordinateDescent(Option):
 
 # ------------------------------------------------------------------------------------------------- schedule
 
-plain("schedule", constant="the optimizer's learning rate throughout")
+without_knobs("schedule", constant="the optimizer's learning rate throughout")
 
 
 @option("schedule", "step")

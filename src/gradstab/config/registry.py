@@ -40,7 +40,7 @@ def option(group: str, name: str) -> Callable[[T], T]:
     return register
 
 
-def plain(group: str, **descriptions: str) -> None:
+def without_knobs(group: str, **descriptions: str) -> None:
     """Register options that have no knobs."""
     for name, description in descriptions.items():
         cls = make_dataclass(

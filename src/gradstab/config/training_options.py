@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, make_dataclass
 
 from gradstab.config.fields import MAX_SEED, checked, folder_problem, number
-from gradstab.config.registry import Option, option, plain
+from gradstab.config.registry import Option, option, without_knobs
 
 # ------------------------------------------------------------------------------------------------- clipping
 
-plain("clip", none="gradients are left as they are")
+without_knobs("clip", none="gradients are left as they are")
 
 
 @option("clip", "norm")
@@ -72,7 +72,7 @@ class ZClip(Option):
 
 # ------------------------------------------------------------------------------------ constraint and penalty
 
-plain(
+without_knobs(
     "constraint",
     none="weights are free",
     weight_norm="each unit's weights as g·v/‖v‖, g and v learnt (Salimans & Kingma 2016, arXiv:1602.07868)",
@@ -112,7 +112,7 @@ class SpectralNorm(Option):
     n_power_iterations: int = number(1, at_least=1, at_most=1000)
 
 
-plain("penalty", none="the loss alone")
+without_knobs("penalty", none="the loss alone")
 
 
 @option("penalty", "l1")
@@ -145,9 +145,9 @@ class CrossEntropy(Option):
     label_smoothing: float = number(0.0, at_least=0, below=1)
 
 
-plain("loss", mse="mean squared error over batch and outputs; classes become one-hot targets")
+without_knobs("loss", mse="mean squared error over batch and outputs; classes become one-hot targets")
 
-plain(
+without_knobs(
     "data",
     digits="1,797 handwritten digits of 8×8, embedded in scikit-learn: no download (Alpaydin & Kaynak 1998)",
     line="linear regression on x = 1, 2, 3, 4 with y = x",
@@ -201,7 +201,7 @@ SAMPLES: dict[str, tuple[tuple[int, ...], int]] = {
 
 # -------------------------------------------------------------------------------------------------- measure
 
-plain(
+without_knobs(
     "measure",
     none="nothing but the loss",
     norms="gradient norms of every layer at every step; all quantities at step 0 and at each evaluation",

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gradstab.errors import GradstabError
-from gradstab.files import read_text
-from gradstab.run_directory import replacing
+from gradstab.files import read_text, replacing
 
 FOLDER = "forensics"
 SNAPSHOT_FILE = "snapshot.json"

@@ -14,10 +14,10 @@ import yaml
 from gradstab.config import flat
 from gradstab.errors import GradstabError
 from gradstab.events import Records, read_records
-from gradstab.files import read_text
+from gradstab.files import as_number, load_yaml, read_text
 from gradstab.measure.verdict import Verdict
 from gradstab.report.standing import mend_status
-from gradstab.run_directory import CONFIG_FILE, EVENT_FILES, RUN_FILE, as_number, load_yaml
+from gradstab.run_directory import CONFIG_FILE, EVENT_FILES, RUN_FILE
 from gradstab.wording import as_word, printable, shown
 
 _UNKNOWING = ": the verdict knows neither guessing's loss nor what theory says"

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradstab.files import as_number
 from gradstab.report.runs import Run
-from gradstab.run_directory import as_number, resumptions
+from gradstab.run_directory import resumptions
 from gradstab.wording import not_finite, printable, short_keys, without_middle
 
 ABSENT = "–"

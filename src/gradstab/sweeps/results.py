@@ -14,7 +14,7 @@ from typing import Any
 from gradstab.config import flat
 from gradstab.config.sweep_options import FIGURES
 from gradstab.errors import GradstabError
-from gradstab.run_directory import as_number, replacing
+from gradstab.files import as_number, replacing
 from gradstab.sweeps.ledger import ENDED, FINISHED, Entry
 from gradstab.sweeps.naming import group_of
 from gradstab.sweeps.state import recorded

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gradstab.errors import ConfigError, GradstabError
+from gradstab.files import as_number
 from gradstab.run_directory import (
     EVENT_FILES,
     FAILURE_FILE,
     RUN_FILE,
-    as_number,
     holds_run,
     read_run,
     resumptions,
