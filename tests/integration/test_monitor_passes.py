@@ -77,7 +77,9 @@ def test_gradients_that_another_network_sent_through_and_that_were_cleared_do_no
             monitor.step(loss)
             optimizer.step()
             model(2 * x).sum().backward()  # A generator's turn.
-    for row in signals(tmp_path / "run"):
+    found = signals(tmp_path / "run")
+    assert len(found) == 3
+    for row in found:
         assert row.tolist() == pytest.approx(expected, rel=1e-4)
 
 

@@ -130,6 +130,7 @@ def test_a_cell_is_nobodys_but_its_callers(loader: ConfigLoaderImpl) -> None:
     for _ in range(2):
         cell = quick.load_sweep_config(master, ["act=elu", "init=variance", "seed=1"])
         assert cell.act.alpha == 1.0
+        assert cell.hydra.overrides.task == ["act=elu", "init=variance", "seed=1"]
         cell.act.alpha = 99.0
         cell.hydra.overrides.task.append("seed=2")
 

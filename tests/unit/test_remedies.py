@@ -176,7 +176,9 @@ def test_an_explosion_is_offered_a_bound_and_a_smaller_step(configure: Compose, 
 
 def test_nothing_is_offered_that_is_there_already(configure: Compose, inputs: Inputs) -> None:
     config = configure("act=tanh", "init=critical", "model.norm=layer", "optimizer=adam")
-    for remedy in remedies_for(config, inputs, found("vanishing", "not_learning")):
+    remedies = remedies_for(config, inputs, found("vanishing", "not_learning"))
+    assert remedies
+    for remedy in remedies:
         assert configure("act=tanh", "init=critical", "model.norm=layer", "optimizer=adam", *remedy.overrides) != config
 
 
@@ -204,7 +206,9 @@ def test_no_rate_is_offered_below_the_schedules_least(configure: Compose, inputs
     ],
 )
 def test_knobs_of_the_command_are_in_no_remedys_way(configure: Compose, inputs: Inputs, overrides: list[str]) -> None:
-    for remedy in remedies_for(configure(*overrides), inputs, found("vanishing", "exploding"), typical_norm=3.0):
+    remedies = remedies_for(configure(*overrides), inputs, found("vanishing", "exploding"), typical_norm=3.0)
+    assert remedies
+    for remedy in remedies:
         configure(*overrides, *remedy.overrides)
 
 
