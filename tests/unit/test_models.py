@@ -91,7 +91,6 @@ def affine(layer: Any, a: Tensor) -> Tensor:
 
 
 def test_options_and_their_defaults_are_the_configs() -> None:
-    assert set(MODELS) == set(OPTIONS["model"])
     compared = 0
     for name, builder in MODELS.items():
         fixed = {"in_shape", "out_features", "activation"}

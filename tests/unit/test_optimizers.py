@@ -51,10 +51,6 @@ def values(params: Sequence[nn.Parameter]) -> list[Tensor]:
     return [p.detach().clone() for p in params]
 
 
-def test_every_option_has_a_builder() -> None:
-    assert OPTIMIZERS.keys() == OPTIONS["optimizer"].keys()
-
-
 # ------------------------------------------------------------------------------------- torch's optimizers
 
 
