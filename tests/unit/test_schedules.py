@@ -97,6 +97,26 @@ def test_plateau_waits_out_its_patience_and_stops_at_min_lr() -> None:
         assert rates_of(optimizer) == pytest.approx([rate, rate / 4])
 
 
+def test_cosine_and_plateau_act_when_their_descriptions_say() -> None:
+    optimizer = sgd(LR)
+    schedule = built("cosine", optimizer, min_lr=0.02)
+    rates = []
+    for _ in range(STEPS + 1):
+        rates.append(rates_of(optimizer)[0])
+        schedule.after_step()
+    assert rates.index(min(rates)) == STEPS  # the last step is STEPS - 1
+    assert "at min_lr one step after the last" in str(OPTIONS["schedule"]["cosine"].__doc__)
+    optimizer = sgd(LR)
+    schedule = built("plateau", optimizer, factor=0.5, patience=3, min_lr=0.0)
+    schedule.after_evaluation(1.0)
+    worse = 0
+    while rates_of(optimizer) == [LR]:
+        schedule.after_evaluation(1.0)
+        worse += 1
+    assert worse == 4
+    assert "after more than patience evaluations in a row" in str(OPTIONS["schedule"]["plateau"].__doc__)
+
+
 def test_plateau_acts_on_very_small_rates_and_improvements() -> None:
     optimizer = sgd(1e-8)
     schedule = built("plateau", optimizer, factor=0.5, patience=0, min_lr=0.0)

@@ -156,7 +156,7 @@ class Exponential(Option):
 @option("schedule", "cosine")
 @dataclass(frozen=True)
 class Cosine(Option):
-    """Half a cosine from the rate down to min_lr at the last step (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
+    """Half a cosine from the rate, at min_lr one step after the last (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
 
     name: str = "cosine"
     min_lr: float = number(0.0, at_least=0)
@@ -175,7 +175,7 @@ class WarmupCosine(Option):
 @option("schedule", "plateau")
 @dataclass(frozen=True)
 class Plateau(Option):
-    """Multiply the rate by factor after patience evaluations without a better test loss."""
+    """Multiply the rate by factor after more than patience evaluations in a row without a better test loss."""
 
     name: str = "plateau"
     factor: float = number(0.5, above=0, below=1)
