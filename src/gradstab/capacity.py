@@ -49,12 +49,13 @@ def check_device(config: Config, free: int, name: str, *, probing: bool = False)
 
 def _refusal(config: Config, needed: Footprint, free: int, place: str, *, probing: bool) -> str:
     knobs = sizes_in(config)
-    said = f"would take {needed}; {place} {in_words(free)} free"
     depth = config.model.knobs.get("depth") or 0
     if depth > MAX_DEPTH:
         # Too deep is too deep even on a machine with enough memory.
         most = largest_that_fits(config, "model.depth", min(depth, MAX_DEPTH + 1), 1, free, probing=probing)
-        return f"model.depth={depth}: {said}; allowed: at most {MAX_DEPTH}" + _and_here(most)
+        refused = f"networks of more than {MAX_DEPTH:,} layers are refused on any machine"
+        return f"model.depth={depth}: {refused}; allowed: at most {MAX_DEPTH}" + _and_here(most)
+    said = f"would take {needed}; {place} {in_words(free)} free"
     for key, value, smallest in knobs:
         most = largest_that_fits(config, key, value, smallest, free, probing=probing)
         if most is not None:
