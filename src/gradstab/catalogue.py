@@ -10,6 +10,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from gradstab.config import GROUPS, OPTIONS, Option, one_of
+from gradstab.config.fields import LARGEST
 from gradstab.config.probe_options import ProbeKnobs
 from gradstab.errors import ConfigError
 from gradstab.wording import shown
@@ -50,7 +51,12 @@ def listing(group: str | None = None) -> str:
     """All options of one group or of every group, and a probe's knobs, as text for the terminal."""
     if group is not None and group not in SECTIONS:
         raise ConfigError(f"list {group}: there is no such group; {one_of(SECTIONS, group)}")
-    return "\n\n".join(_section(name) for name in ([group] if group else SECTIONS))
+    names = [group] if group else SECTIONS
+    sections = [_section(name) for name in names]
+    knobs = (f for name in names for cls in OPTIONS.get(name, {}).values() for f in fields(cls))
+    if any(f.metadata.get("unbounded") for f in knobs):
+        sections.append(f"A number whose range has no upper end is at most {LARGEST:g}.")
+    return "\n\n".join(sections)
 
 
 def _section(group: str) -> str:

@@ -205,6 +205,9 @@ def test_list(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "Hochreiter 1991" in done.stdout
     assert gradstab("list", "atc", cwd=tmp_path).returncode == 2
+    # clip.max_norm=1e38 is refused, which "(above 0)" does not tell.
+    assert gradstab("list", "clip", cwd=tmp_path).stdout.endswith("no upper end is at most 1e+30.\n")
+    assert "1e+30" not in gradstab("list", "loss", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_trials_at_a_time_and_one_cell_twice_in_a_batch(here: Here, tmp_path: Pa
         (["seed=1,2", "objective=accuracy"], "did you mean"),
         (["seed=1,2", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up: must be one of maximize, minimize"),
         (["seed=1,2", "hydra.sweeper.sampler=grid"], "hydra.sweeper.sampler=grid"),
-        (["seed=1,2", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be a finite number, at least 1"),
+        (["seed=1,2", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be a whole number, at least 1"),
         (["seed=1,2", "hydra.sweeper.n_trails=3"], "n_trails"),
         (["optimizer.lr=interval(1,0.1)"], "is no interval to search"),
         (["optimizer.lr=tag(log,interval(0,1))"], "above 0"),

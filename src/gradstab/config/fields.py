@@ -53,10 +53,18 @@ def number(
             and (below is None or value < below)
             and (at_most is None or value <= at_most)
         )
-        bounds = words if sized or at_most is not None else [*words, f"at most {LARGEST:g}"]
-        return None if inside else f"must be a finite number{', ' if bounds else ''}{' and '.join(bounds)}"
+        bounds = list(words)
+        # The bounds that all numbers have are told where they matter.
+        if value > LARGEST and below is None and at_most is None:
+            bounds.append(f"at most {LARGEST:g}")
+        elif value < -LARGEST and above is None and at_least is None:
+            bounds.insert(0, f"at least {-LARGEST:g}")
+        kind = "whole" if isinstance(value, int) else "finite"
+        return None if inside else f"must be a {kind} number{', ' if bounds else ''}{' and '.join(bounds)}"
 
-    return field(default=default, metadata={"problem": problem, "allowed": ", ".join(words), "reason": reason})
+    unbounded = below is None and at_most is None
+    metadata = {"problem": problem, "allowed": ", ".join(words), "reason": reason, "unbounded": unbounded}
+    return field(default=default, metadata=metadata)
 
 
 def choice(default: str | None, *options: str) -> Any:
