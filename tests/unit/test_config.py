@@ -78,6 +78,8 @@ REFUSED = [
     ("optimizer.lr=fast", "optimizer.lr=fast", "a number"),
     ("optimizer.lr=null", "optimizer.lr=null", "a number"),
     ("optimizer.lr=1e300", "optimizer.lr=1e300", "at most 1e+30"),
+    ("optimizer=adam optimizer.eps=1e-60", "optimizer.eps=1e-60", "allowed: at least 1.5e-45"),
+    ("optimizer=rmsprop optimizer.eps=1e-41 precision=bfloat16", "optimizer.eps=1e-41", "allowed: at least 1e-40"),
     ("init=constant init.value=-1e38", "init.value=-1e38", "must be a finite number, at least -1e+30"),
     ("init=constant init.value=inf", "init.value=inf", "must be a finite number, at most 1e+30"),
     ("model.dropout=1e300", "model.dropout=1e300", "must be a finite number, at least 0 and below 1"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradstab.config import OPTIONS
 from gradstab.errors import ConfigError
 from gradstab.optimizers import OPTIMIZERS, Combined, CoordinateDescent, build_optimizer
+from tests.conftest import Compose
 
 Rule = Callable[[float, float, dict[str, float], int], float]
 DECAY = 0.1
@@ -52,6 +53,33 @@ def values(params: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 # ------------------------------------------------------------------------------------- torch's optimizers
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "adagrad"])
+def test_the_least_eps_that_is_allowed_is_enough_where_gradients_are_0(
+    configure: Compose, name: str, precision: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configure(f"optimizer={name}", f"precision={precision}", "optimizer.eps=1e-60")
+    least = float(str(caught.value).partition("allowed: at least ")[2])
+
+    def moved(eps: float) -> Tensor:
+        weight = nn.Parameter(torch.ones(4, dtype=getattr(torch, precision)))
+        weight.grad = torch.zeros_like(weight)
+        build_optimizer(
+            name,
+            [weight],
+            blocks=[[weight]],
+            hidden_matrices=[],
+            generator=torch.Generator(),
+            **OPTIONS["optimizer"][name](name=name).knobs | {"eps": eps, "weight_decay": 0.0},
+        ).step()
+        return weight.detach()
+
+    assert torch.equal(moved(least), torch.ones(4, dtype=getattr(torch, precision)))
+    # Kernels that compute in float32 whatever the weights are would take less in bfloat16.
+    assert precision == "bfloat16" or moved(least / 3).isnan().all()
 
 
 def sgd(w: float, g: float, _s: dict[str, float], _t: int) -> float:

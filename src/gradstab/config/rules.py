@@ -166,6 +166,19 @@ def _checkpoint(config: Config, was_set: Callable[[str], bool]) -> Iterator[str]
         yield f"checkpoint.every={every}: none would be written in {config.total_steps} steps; allowed: up to that"
 
 
+# The least that is not 0: 2**-149 and 2**-133, rounded up to what people type. Settings themselves are float64.
+_SMALLEST = {"float32": 1.5e-45, "bfloat16": 1e-40}
+
+
+def _eps(config: Config, _was_set: Callable[[str], bool]) -> Iterator[str]:
+    eps, smallest = config.optimizer.knobs.get("eps"), _SMALLEST.get(config.precision, 0.0)
+    if eps is not None and eps < smallest:
+        yield (
+            f"optimizer.eps={eps:g}: is less than precision={config.precision} can tell from 0, and weights whose "
+            f"gradient is 0 would move by 0/0; allowed: at least {smallest:g}"
+        )
+
+
 _RULES: tuple[Rule, ...] = (
     _length,
     _depth,
@@ -177,4 +190,5 @@ _RULES: tuple[Rule, ...] = (
     _never,
     _min_lr,
     _checkpoint,
+    _eps,
 )

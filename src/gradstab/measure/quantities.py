@@ -121,7 +121,7 @@ def update_ratio(before: Tensor, after: Tensor) -> Tensor:
 
 def spread(h: Tensor) -> Tensor:
     """√(mean over samples of ‖h_i - mean h‖²): how far apart samples are; 0-d. ``h`` is [B, …]."""
-    return _wide(h).var(0, correction=0).sum().sqrt()
+    return wide(h).var(0, correction=0).sum().sqrt()
 
 
 def correlation(h: Tensor) -> Tensor:
