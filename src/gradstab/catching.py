@@ -67,7 +67,9 @@ def catch(
         return Catch(reason="unknown: no gradient norms were taken (measure=none)")
     others = _other_policies(past, config.clip.name)
     needed = min(snapshot.step + BEYOND, config.total_steps)
-    untried = Catch(tries[0], first_above(past, tries[0]), others=others)
+    # Limits are rounded up, so that the gentlest may be above all norms that are known.
+    acting = next((limit for limit in tries if first_above(past, limit) is not None), tries[0])
+    untried = Catch(acting, first_above(past, acting), others=others)
     if not try_out:
         return untried
     trials: list[Trial] = []

@@ -128,6 +128,18 @@ def test_too_large_a_rate_is_told_from_first_layer_to_a_clip_that_prevents_it(tr
     assert "forensics" not in clipped
 
 
+def test_a_limit_that_is_not_tried_is_one_that_would_have_acted(train: Train) -> None:
+    record = train(*SMALL, "optimizer=sgd", "optimizer.lr=1e25")
+    (record["directory"] / "forensics" / "before.pt").unlink()
+    found = _explained(record)
+    # Only the first step's norm is known.
+    (norm,) = found.snapshot.past.global_grad_norm[:-1]
+    assert found.catch.proof is None
+    assert found.catch.max_norm is not None
+    assert 0 < found.catch.max_norm < norm
+    assert found.catch.first_step == 0
+
+
 def test_the_ring_holds_the_last_twenty_steps_as_the_event_file_has_them(train: Train) -> None:
     record = train("experiment=linear_regression", "optimizer.lr=0.2", "clip=norm", "clip.max_norm=1e30")
     past, records = _kept(record).past, read_records(record["directory"])
