@@ -11,6 +11,7 @@ from gradstab.encoding import Vector
 from gradstab.events import Records, Series
 from gradstab.forensics.growth import History, first_above, growth, history, limits, rounded
 from gradstab.forensics.snapshot import Past
+from tests.conftest import Compose
 
 
 def _history(norms: Vector, layers: Vector | None = None) -> History:
@@ -115,6 +116,15 @@ def test_limits_leave_calm_steps_as_they_were() -> None:
     assert limits(grown, growth(grown))[0] == 3.0
     alone = _history(np.array([5.0]))
     assert limits(alone, growth(alone))[0] == 5.0
+
+
+def test_limits_are_such_as_can_be_set(configure: Compose) -> None:
+    for norms in ([2.81e35], [4e32, 4e34], [3e30, 2e30, 3e30, 2e30, 1e40]):
+        past = _history(np.array(norms))
+        tries = limits(past, growth(past))
+        assert tries == [1e30, 5e29, 1e29, 1e28, 1e27]
+        for limit in tries:
+            assert configure("clip=norm", f"clip.max_norm={limit}").clip.knobs["max_norm"] == limit
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradstab.config.fields import LARGEST
 from gradstab.encoding import Vector
 from gradstab.events import Records
 from gradstab.forensics.snapshot import LAST_STEPS, Past
@@ -183,7 +184,7 @@ def limits(past: History, found: Growth | None) -> list[float]:
 
     The first leave every step before the growth as it was, and every calm step just before it; where there were none,
     the first known step's norm stands for them. Then come a half of the calm level, where clipping still converges
-    (Pascanu et al. 2013), and tenths of it.
+    (Pascanu et al. 2013), and tenths of it. No limit is beyond the largest that can be set.
     """
     known = past.global_norm[np.isfinite(past.global_norm) & (past.global_norm > 0)]
     if not len(known):
@@ -195,8 +196,9 @@ def limits(past: History, found: Growth | None) -> list[float]:
         level = found.calm
         earlier = past.global_norm[past.step <= found.since]
         first = [float(earlier[np.isfinite(earlier)].max()), found.calm_peak]
+    level = min(level, LARGEST)
     raw = [*first, level / 2, level / 10, level / 100, level / 1000]
-    return list(dict.fromkeys(value for value in map(rounded, raw) if value > 0))
+    return list(dict.fromkeys(min(value, LARGEST) for value in map(rounded, raw) if value > 0))
 
 
 def rounded(value: float) -> float:
