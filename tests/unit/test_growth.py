@@ -47,6 +47,39 @@ def test_growth_after_calm_is_found_where_it_begins(calm: int, grown: int) -> No
     assert found.calm_peak < 2 * math.exp(0.5)
 
 
+@pytest.mark.parametrize(
+    "norms",
+    [[1, 2, 8, 64, 1e4, 1e8, 1e16], [11.5, 47, 265, 2.28e7, 1e20, 1e35], [10.0 ** (1.5**i) for i in range(13)]],
+    ids=["doubling exponents", "jumps", "a power of a power"],
+)
+def test_what_grows_ever_faster_was_never_calm(norms: list[float]) -> None:
+    past = _history(np.array(norms, dtype=np.float64))
+    found = growth(past)
+    assert found is not None
+    assert (found.since, found.calm_steps) == (0, 0)
+    assert found.grew
+    assert found.mean_factor == pytest.approx((norms[-1] / norms[0]) ** (1 / (len(norms) - 1)))
+    assert found.mean_factor > found.factor
+    assert limits(past, found)[0] == rounded(norms[0])
+
+
+def test_calm_steps_before_what_grows_ever_faster_are_found() -> None:
+    norms = np.array([2.0] * 30 + [4, 32, 1e4, 1e8, 1e16])
+    past = _history(norms)
+    found = growth(past)
+    assert found is not None
+    assert (found.since, found.calm, found.calm_peak) == (29, 2.0, 2.0)
+    assert limits(past, found)[0] == 2.0
+
+
+def test_a_slow_drift_over_many_steps_does_not_hide_where_growth_began() -> None:
+    norms = np.concatenate([1.02 ** np.arange(200), 1.02**200 * 3.0 ** np.arange(100)])
+    found = growth(_history(norms))
+    assert found is not None
+    assert abs(found.since - 200) <= 1
+    assert found.factor == pytest.approx(3)
+
+
 def test_one_outlier_does_not_move_the_factor() -> None:
     norms = 1.5 ** np.arange(20.0)
     norms[9] *= 1000

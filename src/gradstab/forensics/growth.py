@@ -16,6 +16,8 @@ from gradstab.forensics.snapshot import LAST_STEPS, Past
 _MOST_POINTS = 400
 # Steps before growth began from which a calm level can be read.
 _CALM_STEPS = 3
+# A stretch that grows by more than this, as a whole or in its last step, is not calm.
+_CALM_RISE = 4.0
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,14 @@ def growth(past: History) -> Growth | None:
     usable = np.flatnonzero(np.isfinite(values) & (values > 0))
     if len(usable) < 2:
         return None
-    window = LAST_STEPS
+    window, kink = LAST_STEPS, 0
     while True:
-        rows = usable[-window:]
-        kink = _kink(past.step[rows], np.log(values[rows]))
+        wider = usable[-window:]
+        until = _calm_until(past.step[wider], np.log(values[wider]))
+        if until < kink:
+            # Over so many steps the calm ones drift by more than what is calm.
+            break
+        rows, kink = wider, until
         if len(rows) == len(usable) or 2 * kink >= len(rows):
             break
         window *= 2
@@ -133,6 +139,22 @@ def growth(past: History) -> Growth | None:
     )
 
 
+def _calm_until(steps: NDArray[np.int64], logs: Vector) -> int:
+    """The index up to which ``logs`` are calm, and not only slow beside what came after: 0 where they grow throughout.
+
+    Growth that gets ever faster leaves a stretch before its kink that grows as well; the kink is then looked for in
+    that stretch.
+    """
+    kink = _kink(steps, logs)
+    while kink + 1 >= _CALM_STEPS:
+        before, own = steps[: kink + 1], logs[: kink + 1]
+        risen = _slope(before, own) * float(before[-1] - before[0])
+        if max(risen, logs[kink] - float(np.median(own))) < math.log(_CALM_RISE):
+            return kink
+        kink = _kink(before, own)
+    return 0
+
+
 def _kink(steps: NDArray[np.int64], logs: Vector) -> int:
     """The index up to which ``logs`` are best taken as constant, and as a line from there on."""
     candidates = np.unique(np.linspace(0, len(steps) - 2, min(len(steps) - 1, _MOST_POINTS)).astype(int))
@@ -154,11 +176,16 @@ def _factor(steps: NDArray[np.int64], values: Vector) -> float:
     usable = np.flatnonzero(np.isfinite(values) & (values > 0))
     if len(usable) < 2:
         return math.nan
-    usable = usable[np.unique(np.linspace(0, len(usable) - 1, min(len(usable), _MOST_POINTS)).astype(int))]
-    x, y = steps[usable].astype(np.float64), np.log(values[usable])
-    first, second = np.triu_indices(len(x), 1)
-    slope = float(np.median((y[second] - y[first]) / (x[second] - x[first])))
+    slope = _slope(steps[usable], np.log(values[usable]))
     return math.exp(slope) if slope < 700 else math.inf
+
+
+def _slope(steps: NDArray[np.int64], logs: Vector) -> float:
+    """The median slope over all pairs of at least two points."""
+    some = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _MOST_POINTS)).astype(int))
+    x, y = steps[some].astype(np.float64), logs[some]
+    first, second = np.triu_indices(len(x), 1)
+    return float(np.median((y[second] - y[first]) / (x[second] - x[first])))
 
 
 def _mean_factor(steps: NDArray[np.int64], values: Vector) -> float:
