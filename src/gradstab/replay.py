@@ -16,7 +16,7 @@ from gradstab import checkpoint, reproducibility
 from gradstab.assembly import build
 from gradstab.batching import Batches
 from gradstab.config import Config, from_hydra, to_container
-from gradstab.errors import GradstabError
+from gradstab.errors import DataError, GradstabError
 from gradstab.evaluation import evaluate
 from gradstab.forensics.look import look_at, look_at_evaluation
 from gradstab.forensics.snapshot import Look, Origin, Snapshot
@@ -80,13 +80,29 @@ def replay(config: Config, snapshot: Snapshot, folder: Path) -> Replay:
         return Replay(False, False, None, f"{path}: is no file")
     try:
         state = checkpoint.read(path, identity(to_container(config)))
-        parts = build(replace(config, device=snapshot.device))
+        parts = _built(replace(config, device=snapshot.device))
         _restore(parts, state, path)
         look, origin = _once_more(parts, snapshot)
     except GradstabError as error:
         return Replay(False, False, None, str(error).splitlines()[0])
     confirmed = same_origin(origin, snapshot.origin) and origin.kind != "unseen"
     return Replay(confirmed, confirmed and _same(look, snapshot), origin)
+
+
+def _built(config: Config) -> Parts:
+    """What a run is made of, from data that is there: telling of a run downloads nothing and writes nothing."""
+    data: Any = config.data
+    if "download" not in data.knobs:
+        return build(config)
+    try:
+        return build(replace(config, data=replace(data, download=False)))
+    except DataError as error:
+        if "is not there" not in str(error):
+            raise
+        folder = Path(data.root).expanduser()
+        relative = "" if folder.is_absolute() else "is relative to the current folder, and "
+        missing = f"there is no {data.name} in {folder.resolve()}; nothing is downloaded to explain a run"
+        raise DataError(f"data.root={data.root}: {relative}{missing}") from error
 
 
 def _restore(parts: Parts, state: Mapping[str, Any], path: Path) -> None:
@@ -139,7 +155,7 @@ def rerun(config: Config, max_norm: float | None, steps: int, seconds: float = m
     After ``seconds`` it ends early, though not before ``at_least`` steps.
     """
     started = time.perf_counter()
-    parts = build(config if max_norm is None else clipped_at(config, max_norm))
+    parts = _built(config if max_norm is None else clipped_at(config, max_norm))
     parts.check_every_step = True
     torch.manual_seed(reproducibility.stream_seed(config.seed, "dropout"))
     stream = Batches(parts.data.train, config.batch, reproducibility.generator(config.seed, "order"))

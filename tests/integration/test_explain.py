@@ -564,6 +564,28 @@ def test_damaged_files_are_named_in_one_line(
     assert "failed:" not in told.stderr
 
 
+def test_from_elsewhere_nothing_is_downloaded_for_a_relative_root(
+    here: Here, train: Train, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mnist_root.parent)
+    name = mnist_root.name
+    record = train("data=mnist", f"data.root={name}", *SMALL, "steps=3", "optimizer=sgd", "optimizer.lr=1e25")
+    assert record["status"] == "diverged"
+    assert _explained(record).replay.exact
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    found = _explained(record)
+    assert found.replay.problem == (
+        f"data.root={name}: is relative to the current folder, and there is no mnist in {elsewhere / name}; "
+        "nothing is downloaded to explain a run"
+    )
+    told = here("explain", str(record["directory"]), "--prove")
+    assert told.returncode == 1
+    assert "not possible: data.root=" in told.stdout
+    assert not list(elsewhere.iterdir())
+
+
 def test_a_step_that_does_not_break_again_is_said_so(here: Here, train: Train) -> None:
     record = train(*LARGE_RATE)
     path = record["directory"] / "forensics" / "before.pt"
