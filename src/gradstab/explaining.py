@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gradstab.catching import Catch, catch
 from gradstab.config import from_hydra
 from gradstab.errors import ConfigError, GradstabError
@@ -126,4 +128,10 @@ def _nothing_to_tell(run: Run) -> str:
     steps = run.number("steps")
     after = "" if steps is None or not math.isfinite(steps) else f" after {counted(int(steps))}"
     so_far = " so far" if status in ("running", "interrupted") else ""
-    return f"{run.directory}: {status}{after}; every value was finite{so_far}, so there is nothing to explain"
+    stood = f"{run.directory}: {status}{after}"
+    penalty = run.records.scalars.get("train/penalty")
+    if penalty is not None and not np.isfinite(penalty.values).all():
+        first = int(penalty.steps[~np.isfinite(penalty.values)][0])
+        followed = f"every value that updates follow was finite{so_far}, so nothing broke"
+        return f"{stood}; {followed}: the penalty was not, first at step {first:,}, but its gradient was"
+    return f"{stood}; every value that is looked at was finite{so_far}, so there is nothing to explain"

@@ -467,6 +467,19 @@ def test_a_run_that_was_finite_has_nothing_to_explain(here: Here, train: Train) 
     assert "nothing" in json.loads(here("explain", str(record["directory"]), "--json").stdout)
 
 
+def test_a_penalty_that_overflows_and_breaks_nothing_is_told(here: Here, train: Train) -> None:
+    small = ("model.depth=2", "model.width=16", "optimizer=sgd", "optimizer.lr=1e-30", "steps=3")
+    record = train(*small, "penalty=l2", "penalty.strength=1e30", "init.gain=2e4")
+    penalty = read_records(record["directory"]).scalars["train/penalty"].values
+    assert np.isinf(penalty).tolist() == [True, False, False]
+    assert record["status"] == "completed"
+    told = here("explain", str(record["directory"])).stdout
+    assert "the penalty was not, first at step 0, but its gradient was" in told
+    assert told.count("\n") == 1
+    ordinary = train(*small, "penalty=l2")
+    assert "so there is nothing to explain" in here("explain", str(ordinary["directory"])).stdout
+
+
 def test_what_cannot_be_read_is_not_taken_for_finite(here: Here, train: Train) -> None:
     directory = Path(str(train("model.depth=2", "model.width=8", "steps=3")["directory"]))
     (directory / "run.json").write_text("{")
