@@ -24,7 +24,7 @@ from gradstab.config import from_hydra
 from gradstab.data import load_data
 from gradstab.events import read_records
 from gradstab.explaining import Explanation, explain
-from gradstab.forensics import keeper
+from gradstab.forensics import keeper, story
 from gradstab.forensics.snapshot import Snapshot
 from gradstab.measure.recorder import NonFinite, StepRecord
 from gradstab.parts import Parts
@@ -282,6 +282,53 @@ def test_what_breaks_between_layers_is_named(train: Train, tamper: Callable[...,
     assert (origin.kind, origin.layer) == ("activation", "01_hidden")
     assert origin.name is not None
     assert origin.name.startswith("PReLU")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("model.depth=6", "model.residual=scaled", "model.norm=layer", "optimizer.lr=1e22"), "LayerNorm"),
+        (("model=lenet5", "model.residual=scaled", "model.norm=batch", "optimizer.lr=1e21"), "Conv2d"),
+        (("model=lenet5", "model.residual=add", "optimizer.lr=2"), "Conv2d"),
+        (("model.depth=3", "constraint=spectral_norm", "optimizer.lr=1e21", "seed=1"), "_SpectralNorm"),
+    ],
+    ids=["norm", "projection", "projection without norm", "spectral norm"],
+)
+def test_what_breaks_inside_a_block_or_a_weight_is_named(train: Train, words: tuple[str, ...], named: str) -> None:
+    record = train(*words, "optimizer=sgd", "steps=20")
+    kept, found = _kept(record), _explained(record)
+    first = _first_broken_module(record)
+    kind, place = str(kept.origin.name).split()
+    assert (kind, place) == (named, first)
+    assert kept.origin.layer == kept.layers[_first_broken_output(record) or 0]
+    assert found.replay.exact
+    text = story.first(kept)
+    if named == "_SpectralNorm":
+        assert f"the weights that spectral norm computes for layer {kept.origin.layer}" in text
+        assert "|h|" not in text
+        assert "spectral norm" in record["reason"]
+    else:
+        assert f"layer {kept.origin.layer} in {named} {first}, on the way forward" in text
+
+
+def _first_broken_module(record: dict[str, Any]) -> str | None:
+    """The first module without parts whose output is not finite, in the order of a forward pass."""
+    config = from_hydra(read_config(record["directory"]))
+    parts = build(config)
+    parts.model.load_state_dict(_state_before(record["directory"])["model"])
+    broken: list[str] = []
+
+    def look(name: str, y: Tensor) -> None:
+        if not np.isfinite(y.detach().numpy()).all():
+            broken.append(name)
+
+    for name, module in parts.model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda _m, _i, y, name=name: look(name, y))
+    parts.model.train()
+    data = load_data(config.data.name, **config.data.knobs).train
+    parts.model(data.inputs[_kept(record).batch])
+    return broken[0] if broken else None
 
 
 def test_the_first_skipped_step_is_kept_and_the_run_goes_on_as_without(

@@ -162,7 +162,7 @@ def _broken_forward(parts: Parts, seen: _Seen, loss: Tensor, penalty: Tensor | N
     if broken is not None:
         # Modules are told of as they finish, so the innermost and earliest comes first.
         first, own = seen.broken[0], parts.probe.layers[broken]
-        is_own = any(first is module for part in (own.affine, own.preactivation) for module in part.modules())
+        is_own = first is own.affine or first is own.preactivation
         return Origin("activation", tags[broken], None if is_own else _name_of(parts.model, first))
     if not _finite(loss):
         return Origin("loss", None, _name_of(parts.model, seen.broken[0]) if seen.broken else None)

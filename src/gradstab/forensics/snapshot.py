@@ -32,7 +32,8 @@ class Origin:
     ``kind`` is one of ``ORIGINS``: a layer's weights, which the update before had broken; a buffer (running averages);
     a layer's h on the way forward; the loss or the penalty; δ of a layer on the way back, or only a parameter's
     gradient, or only its norm; the loss on the test split. ``layer`` is a tag, None where it is in no layer; ``name``
-    is a parameter's, a buffer's, or that of a module between layers. ``unseen`` stands for a step that was finite when
+    is a parameter's, a buffer's, or that of a module which is not the layer's own: one between layers, in a block, or
+    one that computes a weight. ``unseen`` stands for a step that was finite when
     it was looked at once more.
     """
 

@@ -10,6 +10,8 @@ from gradstab.forensics.snapshot import Origin, Snapshot
 from gradstab.measure.depth import depth_factor
 from gradstab.wording import counted
 
+_REPARAMETRIZATIONS = {"_SpectralNorm": "spectral norm", "_WeightNorm": "weight norm"}
+
 
 def key_sentences(snapshot: Snapshot) -> list[str]:
     """What broke first and how norms grew before it, from the snapshot alone."""
@@ -43,6 +45,9 @@ def first(snapshot: Snapshot) -> str:
             return f"buffer {origin.name} was not finite, which evaluations use where training uses the batch's own"
         case "activation":
             assert where is not None
+            if (norm := _reparametrization(origin)) is not None:
+                broke = f"the norm that it divides by broke, as {limit}"
+                return f"the weights that {norm} computes for layer {origin.layer}, on the way forward: {broke}"
             what = "outputs" if where == len(tags) - 1 else "h"
             inside = f" in {origin.name}" if origin.name else ""
             below = ""
@@ -68,6 +73,12 @@ def first(snapshot: Snapshot) -> str:
             return "not to be found: looked at once more, the step was finite"
 
 
+def _reparametrization(origin: Origin) -> str | None:
+    """What computes a layer's weights, where that is the module which broke."""
+    kind, _, place = (origin.name or "").partition(" ")
+    return _REPARAMETRIZATIONS.get(kind, kind) if ".parametrizations." in place else None
+
+
 def when(snapshot: Snapshot) -> str:
     """The step that broke, in one line."""
     skipped = ", skipped" if snapshot.skipped else ""
@@ -84,7 +95,9 @@ def where(origin: Origin, last: str) -> str:
         case "weights":
             return f"first in the weights of {'layer ' + origin.layer if origin.layer else origin.name} before it"
         case "activation":
-            return f"first in the output of layer {origin.layer} on the way forward"
+            norm = _reparametrization(origin)
+            what = "output of" if norm is None else f"weights that {norm} computes for"
+            return f"first in the {what} layer {origin.layer} on the way forward"
         case "loss":
             return f"first in the loss, the output of layer {last} being finite"
         case "penalty":
