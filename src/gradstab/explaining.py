@@ -30,6 +30,7 @@ class Explanation:
     headline: str
     status: str
     clip: str
+    constraint: str
     planned: int
     snapshot: Snapshot
     past: History
@@ -105,6 +106,7 @@ def explain(directory: Path, *, prove: bool = False) -> Explanation | str:
         headline=table.headline(run),
         status=status_of(directory),
         clip=run.settings.get("clip", "none"),
+        constraint=run.settings.get("constraint", "none"),
         planned=planned,
         snapshot=snapshot,
         past=past,

@@ -284,6 +284,48 @@ def test_what_breaks_between_layers_is_named(train: Train, tamper: Callable[...,
     assert origin.name.startswith("PReLU")
 
 
+def test_a_bias_that_an_update_broke_is_not_called_weights(train: Train, tamper: Callable[..., Any]) -> None:
+    def change(parts: Parts, step: int) -> None:
+        if step == 3:
+            parts.model.layers[2].affine.bias.fill_(math.inf)  # type: ignore[operator, union-attr]
+            _weight(parts, 4).fill_(math.nan)
+
+    tamper(change)
+    record = train(*SMALL)
+    kept = _kept(record)
+    assert (kept.origin.kind, kept.origin.layer, kept.origin.name) == ("weights", "02_hidden", "bias")
+    assert story.first(kept) == (
+        "the bias of layer 02_hidden (and the weights of 1 more layer) was not finite when step 3 began: "
+        "the update before it broke it"
+    )
+    assert "first in the bias of layer 02_hidden before it" in record["reason"]
+
+
+def test_the_largest_weight_is_no_bias(here: Here, train: Train, tamper: Callable[..., Any]) -> None:
+    def change(parts: Parts, step: int) -> None:
+        if step == 3:
+            parts.model.layers[2].affine.bias.fill_(3e38)  # type: ignore[operator, union-attr]
+            _weight(parts, 3).fill_(4.0)
+
+    tamper(change)
+    record = train(*SMALL)
+    kept = _kept(record)
+    assert (kept.origin.kind, kept.origin.layer) == ("activation", "03_hidden")
+    state = _state_before(record["directory"])["model"]
+    assert kept.look.weight == [float(value.abs().max()) for name, value in state.items() if name.endswith(".weight")]
+    told = " ".join(here("explain", str(record["directory"])).stdout.split())
+    assert "the largest weight was 4 by then, in layer 03_hidden" in told
+
+
+def test_what_weights_are_computed_from_is_called_so(here: Here, train: Train) -> None:
+    record = train(
+        "model.depth=3", "constraint=spectral_norm", "optimizer=sgd", "optimizer.lr=1e21", "seed=1", "steps=9"
+    )
+    told = " ".join(here("explain", str(record["directory"])).stdout.split())
+    assert "the largest parameter that spectral_norm computes weights from was " in told
+    assert "largest weight" not in told
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -31,7 +31,7 @@ def show(found: Explanation) -> None:
     lines = [
         ("first", story.first(snapshot)),
         ("", story.forward(snapshot)),
-        ("", story.weights(snapshot)),
+        ("", story.weights(snapshot, found.constraint)),
         ("growth", story.grown(snapshot, found.past, found.growth)),
         ("", story.rates(snapshot)),
         ("", story.clipped(snapshot, found.clip)),

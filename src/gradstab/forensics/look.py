@@ -77,7 +77,7 @@ def look_at(parts: Parts, inputs: Tensor, targets: Tensor) -> tuple[Look, Origin
         found = Look(
             loss.item(),
             None if penalty is None else penalty.item(),
-            _largest(_together(layer.affine.parameters()) for layer in parts.probe.layers),
+            _largest(_together(layer.weight_parameters()) for layer in parts.probe.layers),
             _largest(seen.h.get(i) for i in range(len(parts.probe.layers))),
             signal,
             grad_norm,
@@ -104,7 +104,7 @@ def look_at_evaluation(parts: Parts, test_loss: float) -> tuple[Look, Origin]:
             break
     parts.model.train()
     layers = parts.probe.layers
-    weights = _largest(_together(layer.affine.parameters()) for layer in layers)
+    weights = _largest(_together(layer.weight_parameters()) for layer in layers)
     found = Look(test_loss, None, weights, _largest(last.h.get(i) for i in range(len(layers))), [], [])
     return found, origin or Origin("test_loss")
 
@@ -138,10 +138,13 @@ def _watched(parts: Parts, *, retain: bool) -> Iterator[_Seen]:
 
 
 def _broken_weights(parts: Parts) -> Origin | None:
-    """Parameters that were not finite when the step began: the first layer that has some, else one beside them."""
+    """Parameters that were not finite when the step began: the first layer's weights or bias, else one beside them."""
     for layer, tag in zip(parts.probe.layers, parts.probe.tags, strict=True):
-        if not all(_finite(parameter) for parameter in layer.affine.parameters()):
+        if not all(map(_finite, layer.weight_parameters())):
             return Origin("weights", tag)
+        beside = next((name for name, other in layer.affine.named_parameters() if not _finite(other)), None)
+        if beside is not None:
+            return Origin("weights", tag, beside)
     for name, parameter in parts.model.named_parameters():
         if not _finite(parameter):
             return Origin("weights", None, name)

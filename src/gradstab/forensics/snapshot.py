@@ -32,9 +32,9 @@ class Origin:
     ``kind`` is one of ``ORIGINS``: a layer's weights, which the update before had broken; a buffer (running averages);
     a layer's h on the way forward; the loss or the penalty; δ of a layer on the way back, or only a parameter's
     gradient, or only its norm; the loss on the test split. ``layer`` is a tag, None where it is in no layer; ``name``
-    is a parameter's, a buffer's, or that of a module which is not the layer's own: one between layers, in a block, or
-    one that computes a weight. ``unseen`` stands for a step that was finite when
-    it was looked at once more.
+    is a parameter's (in its layer: ``bias``), a buffer's, or that of a module which is not the layer's own: one between
+    layers, in a block, or one that computes a weight. ``unseen`` stands for a step that was finite when it was looked
+    at once more.
     """
 
     kind: str
@@ -55,8 +55,9 @@ class Origin:
 class Look:
     """One step's passes, looked at layer by layer, nearest the input first.
 
-    ``weight``, ``activation`` (h) and ``signal`` (δ) are the largest magnitudes, NaN or inf where there is one;
-    ``grad_norm`` is the norm of the weights' gradient. The last two are empty where there was no way back.
+    ``weight`` (under a reparametrization, what weights are computed from), ``activation`` (h) and ``signal`` (δ) are
+    the largest magnitudes, NaN or inf where there is one; ``grad_norm`` is the norm of the weights' gradient. The last
+    two are empty where there was no way back.
     """
 
     loss: float

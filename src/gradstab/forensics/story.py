@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from gradstab.config.training_options import REPARAMETRIZING
 from gradstab.forensics.growth import Growth, History, growth, history
 from gradstab.forensics.snapshot import Origin, Snapshot
 from gradstab.measure.depth import depth_factor
@@ -36,11 +37,11 @@ def first(snapshot: Snapshot) -> str:
     limit = f"{snapshot.precision} ends at {snapshot.largest:.2g}"
     match origin.kind:
         case "weights":
-            what = f"the weights of layer {origin.layer}" if origin.layer else f"parameter {origin.name}"
-            others = sum(not math.isfinite(value) for value in look.weight) - (where is not None)
-            more = f" (and of {others} more layers)" if others > 0 else ""
-            by = "the update before it broke them" if snapshot.step else "they were never finite"
-            return f"{what}{more} were not finite when step {snapshot.step} began: {by}"
+            others = sum(not math.isfinite(value) for i, value in enumerate(look.weight) if i != where)
+            more = f" (and the weights of {counted(others, 'more layer')})" if others else ""
+            them, they, were = ("it", "it", "was") if origin.name else ("them", "they", "were")
+            by = f"the update before it broke {them}" if snapshot.step else f"{they} {were} never finite"
+            return f"{_parameter(origin)}{more} {were} not finite when step {snapshot.step} began: {by}"
         case "buffer":
             return f"buffer {origin.name} was not finite, which evaluations use where training uses the batch's own"
         case "activation":
@@ -73,6 +74,10 @@ def first(snapshot: Snapshot) -> str:
             return "not to be found: looked at once more, the step was finite"
 
 
+def _parameter(origin: Origin) -> str:
+    return f"the {origin.name or 'weights'} of layer {origin.layer}" if origin.layer else f"parameter {origin.name}"
+
+
 def _reparametrization(origin: Origin) -> str | None:
     """What computes a layer's weights, where that is the module which broke."""
     kind, _, place = (origin.name or "").partition(" ")
@@ -93,7 +98,7 @@ def where(origin: Origin, last: str) -> str:
     """The same in a few words; ``last`` is the output layer's tag."""
     match origin.kind:
         case "weights":
-            return f"first in the weights of {'layer ' + origin.layer if origin.layer else origin.name} before it"
+            return f"first in {_parameter(origin)} before it"
         case "activation":
             norm = _reparametrization(origin)
             what = "output of" if norm is None else f"weights that {norm} computes for"
@@ -124,13 +129,14 @@ def forward(snapshot: Snapshot) -> str | None:
     )
 
 
-def weights(snapshot: Snapshot) -> str | None:
-    """The largest weight when the step began; None where it was not finite."""
+def weights(snapshot: Snapshot, constraint: str) -> str | None:
+    """The largest weight when the step began, or what weights are computed from; None where it was not finite."""
     values = snapshot.look.weight
     if not values or not all(map(math.isfinite, values)):
         return None
     largest = max(range(len(values)), key=lambda i: values[i])
-    return f"the largest weight was {number(values[largest])} by then, in layer {snapshot.layers[largest]}"
+    what = f"parameter that {constraint} computes weights from" if constraint in REPARAMETRIZING else "weight"
+    return f"the largest {what} was {number(values[largest])} by then, in layer {snapshot.layers[largest]}"
 
 
 def grown(snapshot: Snapshot, past: History, found: Growth | None) -> str:
