@@ -326,6 +326,22 @@ def test_what_weights_are_computed_from_is_called_so(here: Here, train: Train) -
     assert "largest weight" not in told
 
 
+def test_a_weight_norm_that_overflowed_forward_is_told_with_the_gradient(train: Train) -> None:
+    record = train(*SMALL, "constraint=weight_norm", "optimizer=sgd", "optimizer.lr=100")
+    kept, found = _kept(record), _explained(record)
+    assert (kept.origin.kind, kept.origin.layer) == ("gradient", "05_output")
+    name = str(kept.origin.name).partition("_WeightNorm ")[2]
+    v = _state_before(record["directory"])["model"][f"{name.rpartition('.')[0]}.original1"]
+    # Its squares are beyond float32, and not beyond float64.
+    assert v.isfinite().all()
+    assert (v.double() ** 2).sum(1).max() > torch.finfo(torch.float32).max
+    assert story.first(kept).startswith("the weight gradient of layer 05_output, on the way back: ")
+    assert "the norm that weight norm divides a unit's weights by had overflowed on the way forward" in story.first(
+        kept
+    )
+    assert found.replay.exact
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from gradstab.config.sizes import EVALUATION_BATCH
 from gradstab.forensics.snapshot import Look, Origin
 from gradstab.measure.quantities import as_tensor, widest
+from gradstab.models.blocks import Layer
 from gradstab.parts import Parts, generator_states, set_generators
 
 
@@ -178,12 +180,28 @@ def _broken_backward(parts: Parts, seen: _Seen) -> Origin | None:
         tag, h_grad = parts.probe.tags[i], seen.h[i].grad
         if h_grad is not None and not _finite(h_grad):
             return Origin("signal", tag)
-        if not all(p.grad is None or _finite(p.grad) for p in parts.probe.layers[i].affine.parameters()):
-            return Origin("gradient", tag)
+        layer = parts.probe.layers[i]
+        if not all(p.grad is None or _finite(p.grad) for p in layer.affine.parameters()):
+            norm = _overflown_norm(layer)
+            return Origin("gradient", tag, None if norm is None else _name_of(parts.model, norm))
     for name, parameter in parts.model.named_parameters():
         if parameter.grad is not None and not _finite(parameter.grad):
             return Origin("gradient", None, name)
     return None
+
+
+def _overflown_norm(layer: Layer) -> nn.Module | None:
+    """A layer's weight norm where ‖v‖ overflows: weights v·g/‖v‖ are 0 then, and nothing breaks but their gradient."""
+    if not parametrize.is_parametrized(layer.affine, "weight"):
+        return None
+    assert isinstance(layer.affine.parametrizations, nn.ModuleDict)
+    chain = layer.affine.parametrizations["weight"]
+    assert isinstance(chain, parametrize.ParametrizationList)
+    (module,) = chain
+    if not isinstance(module, parametrizations._WeightNorm):
+        return None
+    _, v = layer.weight_parameters()
+    return None if _finite(torch.norm_except_dim(v.detach(), 2, module.dim)) else module
 
 
 def _broken_norm(parts: Parts, norms: Tensor, by_layer: Sequence[float]) -> Origin | None:

@@ -64,7 +64,11 @@ def first(snapshot: Snapshot) -> str:
             return f"δ of layer {origin.layer}, on the way back: all was finite on the way forward"
         case "gradient":
             what = f"the weight gradient of layer {origin.layer}" if origin.layer else f"the gradient of {origin.name}"
-            return f"{what}, on the way back: loss and δ were finite there"
+            back = f"{what}, on the way back: loss and δ were finite there"
+            if (norm := _reparametrization(origin)) is None:
+                return back
+            overflown = f"the norm that {norm} divides a unit's weights by had overflowed"
+            return f"{back}; {overflown} on the way forward, and made 0 of them ({limit})"
         case "norm":
             what = f"layer {origin.layer}" if origin.layer else str(origin.name)
             return f"the norm of the gradient of {what}: its entries were finite, their squares were not, as {limit}"
