@@ -253,6 +253,18 @@ def test_trials_at_a_time_and_one_cell_twice_in_a_batch(here: Here, tmp_path: Pa
     assert results(tmp_path / "s")["trials"] == 6
 
 
+def test_an_interval_is_searched_in_the_numbers_that_its_key_takes(here: Here, runs: list[Any]) -> None:
+    words = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler=random", "out_dir=s")
+    whole = ("model.depth=interval(1,3)", "seed=interval(1,500)", "batch_size=tag(log,interval(8,128))")
+    numbers = ("optimizer.lr=interval(0,1)", "init.gain=int(interval(1,9))")
+    done = here("train", "-m", *words, *TINY[1:4:2], *TINY[5:], *whole, *numbers, "steps=4")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(runs) == 4
+    assert all(1 <= run.model.depth <= 3 and 1 <= run.seed <= 500 and 8 <= run.batch <= 128 for run in runs)
+    assert not any(run.optimizer.lr.is_integer() for run in runs)
+    assert all(run.init.gain.is_integer() for run in runs)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -265,6 +277,7 @@ def test_trials_at_a_time_and_one_cell_twice_in_a_batch(here: Here, tmp_path: Pa
         (["seed=1,2", "hydra.sweeper.n_trails=3"], "n_trails"),
         (["optimizer.lr=interval(1,0.1)"], "is no interval to search"),
         (["optimizer.lr=tag(log,interval(0,1))"], "above 0"),
+        (["seed=interval(0.5,9)"], "seed=interval(0.5,9): has ends that seed does not take; allowed: whole numbers"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_in_one_line(

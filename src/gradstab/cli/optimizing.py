@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gradstab.cli.cells import MOST_CELLS, CombinationError, as_typed, count_of, sweep_params, swept
 from gradstab.cli.output import complain
-from gradstab.config.compose import read_knobs
+from gradstab.config.compose import read_knobs, takes_whole_numbers
 from gradstab.config.fields import MAX_SEED, choice, number
 from gradstab.config.sweep_options import objective
 from gradstab.errors import ConfigError
@@ -177,8 +177,12 @@ def _chosen(override: Override, trial: Any) -> str:
         if low is None or high is None or not low < high or (log and low <= 0):
             needed = "a lower end below the upper one" + (" and above 0" if log else "")
             raise ConfigError(f"{override.input_line}: is no interval to search; allowed: {needed}")
-        if isinstance(low, int) and isinstance(high, int):
-            return f"{key}={trial.suggest_int(key, low, high, log=log)}"
+        whole = takes_whole_numbers(key.lstrip("+"))
+        if whole and (low % 1 or high % 1):
+            raise ConfigError(f"{override.input_line}: has ends that {key} does not take; allowed: whole numbers")
+        # Hydra makes both ends floats, unless int(...) stands around.
+        if whole or (isinstance(low, int) and isinstance(high, int)):
+            return f"{key}={trial.suggest_int(key, int(low), int(high), log=log)}"
         # Six digits name a cell readably.
         return f"{key}={trial.suggest_float(key, float(low), float(high), log=log):.6g}"
     if isinstance(value, RangeSweep) and not value.shuffle and isinstance(numbers := value.range(), range):

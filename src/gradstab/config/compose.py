@@ -171,6 +171,18 @@ def _read_fields(
     return values
 
 
+def takes_whole_numbers(key: str) -> bool:
+    """Whether the only numbers that a key of a run takes are whole ones, with whichever option of its group."""
+    group, _, knob = key.rpartition(".")
+    classes = OPTIONS.get(group, {}).values() if group else (Run,)
+    found = [(f, get_type_hints(cls)[f.name]) for cls in classes for f in fields(cls) if f.name == knob]
+    # What may also be something else, such as batch_size=full, has a check of its own instead of a type.
+    return bool(found) and all(
+        hint in (int, int | None) or (hint is Any and not problem_with(f, 1) and bool(problem_with(f, 1.5)))
+        for f, hint in found
+    )
+
+
 def _check_value(f: Field[Any], hint: Any, value: Any) -> tuple[str | None, Any]:
     """What is wrong with a value (or None), and the value as the field's type."""
     wanted = next((t for t in _WORDS if hint in (t, t | None)), None)
