@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -515,6 +516,48 @@ def test_a_worker_that_dies_is_a_failure_of_its_cell_alone(
     assert [config.seed for config in runs] == [0, 3, 2]
     assert here(*command, "sweep.retry=failed").returncode == 0
     assert [config.seed for config in runs] == [0, 3, 2, 1]
+
+
+class Deadly:
+    """A launcher whose workers all die."""
+
+    def launch(self, tasks: Sequence[Task], work: Work) -> Iterator[Done]:  # noqa: ARG002
+        for task in tasks:
+            yield Done(task, None, "killed by signal 9")
+
+
+@pytest.mark.parametrize("launcher", [SerialLauncher, Deadly])
+@pytest.mark.parametrize("obstacle", ["a file", "a folder for its record"])
+def test_a_cells_directory_that_cannot_be_used_is_a_failure_of_its_cell_alone(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Any], obstacle: str, launcher: type[Any]
+) -> None:
+    command = ("train", "-m", *TINY, "seed=0,1,2", "out_dir=s")
+    here(*command, "quiet=true")
+    (cell,) = (tmp_path / "s").glob("001_*")
+    shutil.rmtree(tmp_path / "s")
+    (tmp_path / "s").mkdir()
+    if obstacle == "a file":
+        cell.touch()
+    else:
+        (cell / "run.json").mkdir(parents=True)
+    runs.clear()
+    monkeypatch.setattr("gradstab.cli.sweep.build_launcher", lambda _name: launcher())
+    done = here(*command)
+    assert done.returncode == 1
+    if launcher is Deadly:
+        assert done.stdout.count("its process died") == 3
+        return
+    reason = f"s/{cell.name}: cannot be written to ({'File exists' if obstacle == 'a file' else 'Is a directory'})"
+    assert done.stderr == f"gradstab: {cell.name}: failed: {reason} (see s/{cell.name})\n"
+    assert f"cell 2/3  failed       {cell.name}  {reason}\n" in done.stdout
+    assert [config.seed for config in runs] == [0, 2]
+    assert [row["status"] for row in table(tmp_path / "s")] == ["completed", "failed", "completed"]
+    # It stays a failure, until that is out of the way.
+    assert (here(*command).stderr, len(runs)) == (done.stderr, 2)
+    if obstacle == "a file":
+        cell.unlink()
+        assert here(*command).returncode == 0
+        assert [config.seed for config in runs] == [0, 2, 1]
 
 
 def test_what_a_sweeper_is_told_of_a_cell() -> None:

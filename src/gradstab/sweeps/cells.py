@@ -14,7 +14,7 @@ from gradstab.claims import claimed, is_claimed
 from gradstab.errors import ConfigError, GradstabError
 from gradstab.launchers import Task
 from gradstab.sweeps.ledger import ENDED, FAILED, FINISHED, INTERRUPTED, RUNNING, Entry, Ledger, now
-from gradstab.sweeps.state import NO_SPACE, print_of, recorded
+from gradstab.sweeps.state import NO_SPACE, UNWRITABLE, print_of, recorded
 
 LOG_FILE = "log.txt"
 # What `work` returns where nothing can be written any more: no failure of the cell's, and the end of the sweep.
@@ -39,7 +39,8 @@ def work(task: Task) -> str:
     """Run a cell and return its status: "running" where another process has it.
 
     A run that ended there since the task was made is taken as it is: no cell runs twice. Called again for a cell whose
-    worker died, it goes on. Raises KeyboardInterrupt after a signal, GradstabError where the ledger cannot be written.
+    worker died, it goes on. A directory that cannot be used is a failure of its cell. Raises KeyboardInterrupt after a
+    signal, GradstabError where the ledger cannot be written.
     """
     folder, name = Path(task.payload["folder"]), task.payload["directory"]
     directory, ledger = folder / name, Ledger(folder)
@@ -71,7 +72,14 @@ def work(task: Task) -> str:
     except (OSError, GradstabError) as error:
         if _disk_is_full(error, folder):
             return DISK_FULL
-        raise GradstabError(f"{directory}: {error}") from error
+        if isinstance(error, OSError):
+            reason = f"{directory}: {UNWRITABLE} ({error.strerror})"
+        elif isinstance(error, ConfigError):
+            reason = str(error).removeprefix("out_dir=")
+        else:  # The ledger itself cannot be written to: nothing can be told of any cell.
+            raise
+        ledger.mark(task.key, name, FAILED, reason)
+        return FAILED
 
 
 def _run(settings: dict[str, Any], swept: list[str], directory: Path) -> tuple[str, str]:
@@ -103,7 +111,9 @@ def _run(settings: dict[str, Any], swept: list[str], directory: Path) -> tuple[s
             record = recorded(directory)
             if record.get("status") != FAILED:
                 # It did not get as far as writing it itself.
-                record = record_ending(directory, settings, FAILED, reason)
+                with contextlib.suppress(OSError):
+                    record_ending(directory, settings, FAILED, reason)
+                return FAILED, reason
             return FAILED, str(record["reason"])
 
 

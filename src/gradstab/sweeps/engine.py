@@ -171,10 +171,13 @@ class Sweep:
             if known.status in (RUNNING, *ENDED):
                 return known.status, known.reason
             self._ledger.mark(done.task.key, name, FAILED, reason)
-            one_cell.record_ending(self.folder / name, done.task.payload["settings"], FAILED, reason)
+            with contextlib.suppress(OSError):
+                one_cell.record_ending(self.folder / name, done.task.payload["settings"], FAILED, reason)
             return FAILED, reason
-        record = recorded(self.folder / name)
-        return done.status, str(record.get("reason", ""))
+        reason = str(recorded(self.folder / name).get("reason", ""))
+        if done.status == FAILED and not reason:
+            reason = self._ledger.read()[0][done.task.key].reason
+        return done.status, reason
 
     def _wait(self, keys: Sequence[str]) -> tuple[dict[str, Entry], list[str]]:
         """Wait until others have ended these cells; returns all cells, and those to take over from who died."""

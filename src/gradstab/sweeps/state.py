@@ -16,6 +16,8 @@ from gradstab.run_directory import RUN_FILE, read_run
 from gradstab.sweeps.ledger import ENDED, FAILED, INTERRUPTED, PENDING, RUNNING, Entry
 
 NO_SPACE = os.strerror(errno.ENOSPC)
+# Why a cell failed that could not leave a record of it.
+UNWRITABLE = "cannot be written to"
 _DIED = "the process that ran it is gone"
 
 
@@ -49,6 +51,8 @@ def true_state(folder: Path, entry: Entry) -> Entry:
         return entry
     if is_claimed(directory):
         return replace(entry, status=RUNNING, reason="")
+    if entry.status == FAILED and UNWRITABLE in entry.reason and os.path.lexists(directory):
+        return entry
     if entry.status in ENDED:
         return replace(entry, status=PENDING, reason="its run was removed, or its run.json damaged")
     reason = str(record.get("reason", ""))
