@@ -392,6 +392,22 @@ def test_seeds(here: Here, tmp_path: Path) -> None:
     assert "standard deviation" in done.stdout
 
 
+@pytest.mark.parametrize("first", [("act=tanh,relu",), ("seed=2,3",)])
+def test_what_tells_cells_of_two_commands_apart_is_a_column(here: Here, tmp_path: Path, first: tuple[str]) -> None:
+    here("train", "-m", *TINY, *first, "optimizer.lr=0.2", "out_dir=s")
+    done = here("train", "-m", *TINY, "seed=0,1", "optimizer.lr=0.1", "out_dir=s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [row["optimizer.lr"] for row in table(tmp_path / "s")] == ["0.2", "0.2", "0.1", "0.1"]
+    settings = [
+        (group["optimizer.lr"], group.get("act"), group["cells"])
+        for group in table(tmp_path / "s", "results_over_seeds.csv")
+    ]
+    if first == ("seed=2,3",):
+        assert settings == [("0.2", None, "2"), ("0.1", None, "2")]
+    else:
+        assert settings == [("0.2", "tanh", "1"), ("0.2", "relu", "1"), ("0.1", "relu", "2")]
+
+
 def test_no_seeds_no_spread(here: Here, tmp_path: Path) -> None:
     done = here("train", "-m", *TINY, "act=relu,tanh", "out_dir=s")
     assert "±" not in done.stdout

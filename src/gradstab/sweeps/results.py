@@ -82,11 +82,20 @@ def rows_of(folder: Path, entries: Iterable[Entry]) -> list[Row]:
 def swept_names(rows: Sequence[Row]) -> list[str]:
     """The fields that differ: those that were swept, and what else tells cells of several commands apart."""
     names = list(dict.fromkeys(name for row in rows for name in row.entry.swept))
-    if len({tuple(row.entry.swept.get(name) for name in names) for row in rows}) < len(rows):
+    if not (_tell_apart(names, rows) and _tell_apart([name for name in names if name != "seed"], _first_seeds(rows))):
         settings = [flat(row.entry.settings) for row in rows if row.entry.settings]
         keys = dict.fromkeys(key for one in settings for key in one)
         names += [key for key in keys if key not in names and len({repr(one.get(key)) for one in settings}) > 1]
     return names
+
+
+def _tell_apart(names: Sequence[str], rows: Sequence[Row]) -> bool:
+    return len({tuple(value_of(row, name) for name in names) for row in rows}) == len(rows)
+
+
+def _first_seeds(rows: Sequence[Row]) -> list[Row]:
+    """One cell of those that differ in nothing but their seed."""
+    return list({group_of(row.entry.settings): row for row in reversed(rows) if row.entry.settings}.values())
 
 
 def value_of(row: Row, name: str) -> str:
