@@ -24,6 +24,8 @@ CONFIG_FILE = "config.yaml"
 FAILURE_FILE = "failure.txt"
 EVENT_FILES = "events.out.tfevents."
 CHECKPOINTS = "checkpoints"
+# What makes a folder a sweep's.
+LEDGER_FILE = "ledger.jsonl"
 # What a run writes, run.json aside, by pattern.
 WRITTEN = (CONFIG_FILE, FAILURE_FILE, EVENT_FILES + "*", CHECKPOINTS, "forensics", f".{RUN_FILE}.*")
 FINISHED = ("completed", "diverged")
@@ -102,10 +104,15 @@ def refusal(directory: Path, status: str, key: str = "out_dir") -> ConfigError:
 
 
 def create(directory: Path, key: str = "out_dir") -> Path:
-    """Make a directory for a run; :class:`ConfigError`, of what ``key`` said, where it cannot be or holds a run."""
+    """Make a directory for a run; :class:`ConfigError`, of what ``key`` said, where it cannot be or holds one already.
+
+    That is a run or a sweep.
+    """
     try:
         if holds_run(directory):
             raise refusal(directory, status_of(directory), key)
+        if os.path.lexists(directory / LEDGER_FILE):
+            raise ConfigError(f"{key}={directory}: holds a sweep; choose another")
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
             raise PermissionError(13, "Permission denied")

@@ -377,6 +377,17 @@ def test_a_sweep_where_a_run_lies_is_refused(here: Here) -> None:
     assert "out_dir=run: holds a single run" in done.stderr
 
 
+def test_a_run_where_a_sweep_lies_is_refused(here: Here) -> None:
+    command = ("train", "-m", *TINY, "seed=0,1", "out_dir=s", "quiet=true")
+    assert here(*command).returncode == 0
+    done = here("train", *TINY, "out_dir=s")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "gradstab: out_dir=s: holds a sweep; choose another\n"
+    assert here(*command).returncode == 0
+    # A folder of its own in there is no matter.
+    assert here("train", *TINY, "out_dir=s/mine", "quiet=true").returncode == 0
+
+
 def test_seeds(here: Here, tmp_path: Path) -> None:
     done = here("train", "-m", *TINY, "measure=norms", "steps=10", "act=relu,tanh", "seed=0,1,2", "out_dir=s")
     rows = table(tmp_path / "s")

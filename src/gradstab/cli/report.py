@@ -74,7 +74,7 @@ def report(args: Sequence[str]) -> int:
     )
     from gradstab.report.build import Request, build
     from gradstab.report.finding import find
-    from gradstab.sweeps.ledger import LEDGER_FILE
+    from gradstab.run_directory import LEDGER_FILE
 
     found = find(folders, LEDGER_FILE)
     planned, missing = _ledgers(found.runs, found.marked)

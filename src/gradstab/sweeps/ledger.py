@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from gradstab.errors import GradstabError
 from gradstab.files import open_regular
+from gradstab.run_directory import LEDGER_FILE
 
-LEDGER_FILE = "ledger.jsonl"
 _LOCK_FILE = ".ledger.lock"
 # Seconds; an entry takes milliseconds, so whoever holds the lock for longer has been stopped.
 _PATIENCE = 60

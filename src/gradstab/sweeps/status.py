@@ -14,6 +14,7 @@ from gradstab.files import as_number
 from gradstab.run_directory import (
     EVENT_FILES,
     FAILURE_FILE,
+    LEDGER_FILE,
     RUN_FILE,
     holds_run,
     read_run,
@@ -21,7 +22,7 @@ from gradstab.run_directory import (
     true_status,
 )
 from gradstab.sweeps.cells import LOG_FILE
-from gradstab.sweeps.ledger import FAILED, FINISHED, LEDGER_FILE, RUNNING, STATES, Entry, Ledger
+from gradstab.sweeps.ledger import FAILED, FINISHED, RUNNING, STATES, Entry, Ledger
 from gradstab.sweeps.results import Row, rows_of
 from gradstab.sweeps.state import recorded, true_state
 
