@@ -59,9 +59,9 @@ def claim(directory: Path) -> Callable[[], None]:
 
 def is_claimed(directory: Path) -> bool:
     """Whether a live process works in ``directory``; leaves nothing behind where there is no claim."""
-    if not (directory / CLAIM_FILE).exists():
-        return False
     try:
+        if not (directory / CLAIM_FILE).exists():
+            return False
         with FileLock(directory / CLAIM_FILE, timeout=0):
             return False
     except Timeout:

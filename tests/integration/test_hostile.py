@@ -365,6 +365,28 @@ def test_folders_that_may_not_be_read_or_written(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+@linux
+def test_a_cell_that_may_not_be_read_is_named_and_the_rest_shown(tmp_path: Path) -> None:
+    words = ("train", "-m", *TINY, "steps=2", "seed=0,1,2", "out_dir=s")
+    assert gradstab(*words, cwd=tmp_path).returncode == 0
+    (cell,) = tmp_path.glob("s/001_*")
+    cell.chmod(0)
+
+    def obeying(*args: str) -> subprocess.CompletedProcess[str]:
+        return gradstab(*args, cwd=tmp_path, preexec_fn=_obeying)
+
+    done = obeying("status", "s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"pending  {cell.name}: cannot be read (Permission denied)\n" in done.stdout
+    assert "1 pending, 2 completed" in done.stdout
+    done = obeying(*words)
+    reason = f"s/{cell.name}: cannot be written to (Permission denied)"
+    assert (done.returncode, done.stderr) == (1, f"gradstab: {cell.name}: failed: {reason} (see s/{cell.name})\n")
+    # Nothing has happened to it.
+    cell.chmod(0o755)
+    assert "3 completed" in gradstab("status", "s", cwd=tmp_path).stdout
+
+
 @pytest.mark.parametrize(
     "args",
     [

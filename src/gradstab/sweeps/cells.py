@@ -78,7 +78,8 @@ def work(task: Task) -> str:
             reason = str(error).removeprefix("out_dir=")
         else:  # The ledger itself cannot be written to: nothing can be told of any cell.
             raise
-        ledger.mark(task.key, name, FAILED, reason)
+        again = task.payload["before"]
+        ledger.append({"key": task.key, "directory": name, "status": FAILED, "reason": reason, "again": again})
         return FAILED
 
 

@@ -153,7 +153,7 @@ def _fold(lines: Iterable[bytes], path: Path) -> tuple[dict[str, Entry], list[st
         entry.status, entry.reason = record["status"], record.get("reason", "")
         for name in ("time", "pid", "host", "swept", "settings"):
             setattr(entry, name, record.get(name, getattr(entry, name)))
-        entry.again = "" if entry.status in ENDED else record.get("again", entry.again)
+        entry.again = record.get("again", "" if entry.status in ENDED else entry.again)
     return entries, damaged
 
 

@@ -23,10 +23,7 @@ _DIED = "the process that ran it is gone"
 
 def recorded(directory: Path) -> dict[str, Any]:
     """A run's record as far as there is one that can be read."""
-    try:
-        return read_run(directory)
-    except GradstabError:
-        return {}
+    return _look(directory)[0]
 
 
 def print_of(directory: Path) -> str:
@@ -45,21 +42,33 @@ def true_state(folder: Path, entry: Entry) -> Entry:
     left to tell the ledger; and a run that has been removed, or cannot be read, has not been made.
     """
     directory = folder / entry.directory
-    record = recorded(directory)
+    record, unreadable = _look(directory)
     status = record.get("status")
-    if entry.status in ENDED and status in ENDED:
+    # What could not be written to may hold an earlier run all the same.
+    unwritten = entry.status == FAILED and UNWRITABLE in entry.reason
+    if entry.status in ENDED and status in ENDED and not unwritten:
         return entry
     if is_claimed(directory):
         return replace(entry, status=RUNNING, reason="")
-    if entry.status == FAILED and UNWRITABLE in entry.reason and os.path.lexists(directory):
+    counts = status in ENDED and print_of(directory) != entry.again
+    if unwritten and not counts and os.path.lexists(directory):
         return entry
-    if entry.status in ENDED:
-        return replace(entry, status=PENDING, reason="its run was removed, or its run.json damaged")
+    if entry.status in ENDED and not counts:
+        return replace(entry, status=PENDING, reason=unreadable or "its run was removed, or its run.json damaged")
     reason = str(record.get("reason", ""))
     if status == FAILED and NO_SPACE in reason:
         return replace(entry, status=INTERRUPTED, reason=reason)
-    if status in ENDED and print_of(directory) != entry.again:
+    if counts:
         return replace(entry, status=str(status), reason=reason)
     if entry.status == RUNNING or (entry.status == PENDING and status in (RUNNING, INTERRUPTED)):
-        return replace(entry, status=INTERRUPTED, reason=entry.reason or _DIED)
-    return entry
+        return replace(entry, status=INTERRUPTED, reason=entry.reason or unreadable or _DIED)
+    return replace(entry, reason=entry.reason or unreadable)
+
+
+def _look(directory: Path) -> tuple[dict[str, Any], str]:
+    """A run's record, empty where none can be read; and why, where nobody can tell what is there."""
+    try:
+        return read_run(directory), ""
+    except GradstabError as error:
+        cause = error.__cause__
+        return {}, f"cannot be read ({cause.strerror})" if isinstance(cause, PermissionError) else ""

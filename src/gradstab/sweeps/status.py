@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -22,7 +23,7 @@ from gradstab.run_directory import (
     true_status,
 )
 from gradstab.sweeps.cells import LOG_FILE
-from gradstab.sweeps.ledger import FAILED, FINISHED, RUNNING, STATES, Entry, Ledger
+from gradstab.sweeps.ledger import FAILED, FINISHED, INTERRUPTED, PENDING, RUNNING, STATES, Entry, Ledger
 from gradstab.sweeps.results import Row, rows_of
 from gradstab.sweeps.state import recorded, true_state
 
@@ -62,7 +63,7 @@ def _of_sweep(folder: Path, entries: dict[str, Entry], damaged: list[str]) -> di
         "seconds_per_cell": statistics.fmean(seconds) if seconds else None,
         "seconds_left": _seconds_left(running, left, statistics.fmean(seconds) if seconds else None),
         "running": running,
-        "failures": [_failure(folder, row.entry) for row in rows if row.entry.status in (FAILED, "interrupted")],
+        "failures": [_failure(folder, row.entry) for row in rows if _has_gone_wrong(row.entry)],
         "ledger": [_cell(row) for row in rows],
         "damaged": damaged,
     }
@@ -87,6 +88,11 @@ def _seconds_left(running: list[dict[str, Any]], left: int, each: float | None) 
     return (sum(begun) + left * each) / len(running)
 
 
+def _has_gone_wrong(entry: Entry) -> bool:
+    """Whether there is something to tell: a pending cell has a reason where its run is no longer what it was."""
+    return entry.status in (FAILED, INTERRUPTED) or (entry.status == PENDING and bool(entry.reason))
+
+
 def _failure(folder: Path, entry: Entry) -> dict[str, Any]:
     return {
         "directory": entry.directory,
@@ -98,7 +104,7 @@ def _failure(folder: Path, entry: Entry) -> dict[str, Any]:
 
 def log_of(directory: Path) -> str:
     """Where to read more about a cell's failure: its traceback, or what it printed, or else its directory."""
-    found = next((name for name in (FAILURE_FILE, LOG_FILE) if (directory / name).exists()), "")
+    found = next((name for name in (FAILURE_FILE, LOG_FILE) if os.path.lexists(directory / name)), "")
     return str(directory / found)
 
 
