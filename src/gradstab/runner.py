@@ -25,7 +25,7 @@ from gradstab.interrupts import Stop, caught
 from gradstab.parts import Parts
 from gradstab.record import closing_record, opening_record, resumption
 from gradstab.session import Checkpoints, Session, obstacle
-from gradstab.wording import counted
+from gradstab.wording import counted, printable
 
 # How Slurm, LSF and Grid Engine tell a job that it runs again after it was preempted or its node failed.
 REQUEUED = {"SLURM_RESTART_COUNT": ("", "0"), "LSB_RESTART": ("", "N"), "RESTARTED": ("", "0")}
@@ -99,7 +99,7 @@ def _earlier(directory: Path, identity: str) -> dict[str, Any]:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"gradstab: {line}\n")
+    sys.stderr.write(f"gradstab: {printable(line)}\n")
 
 
 def _run(

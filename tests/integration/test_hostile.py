@@ -412,6 +412,29 @@ def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder(here: Here,
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize("character", ["\x1b[31m", "\n", "\x9b", "\0"])
+def test_a_folders_name_holds_no_control_characters(here: Here, tmp_path: Path, character: str) -> None:
+    for more in ((), ("-m", "seed=0,1")):
+        done = here("train", *more, *TINY, "steps=2", f'out_dir="e{character}x"')
+        assert done.returncode == 2
+        assert "without control characters" in done.stderr or "cannot be read" in done.stderr
+        assert done.stderr.rstrip("\n").isprintable()
+    assert not any(tmp_path.iterdir())
+
+
+@linux
+def test_folders_with_control_characters_in_their_names_are_told_without(here: Here, tmp_path: Path) -> None:
+    folder = "e\x1b[31mx"
+    words = ("train", "-m", *TINY, "steps=2", "seed=0,1", "quiet=false")
+    said = [here(*words, f'hydra.sweep.dir="{folder}"')]
+    said += [here("status", path) for path in (folder, next(tmp_path.glob("e*/0*")).relative_to(tmp_path).as_posix())]
+    said += [here("train", "--resume", f"{folder}/{next(tmp_path.glob('e*/0*')).name}")]
+    for done in said:
+        assert "e\N{REPLACEMENT CHARACTER}[31mx" in done.stdout
+        assert done.stdout.replace("\n", "").isprintable()
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 # ------------------------------------------------------------------------------------------- links in a run
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradstab.cli.output import OK, say
+from gradstab.cli.output import OK, one_line, say
 from gradstab.cli.places import path_of
 from gradstab.errors import ConfigError
 from gradstab.wording import counted
@@ -37,7 +37,7 @@ def resume(args: Sequence[str]) -> int:
     if record.get("status") in run_directory.FINISHED:
         steps = record.get("steps")
         after = f" after {counted(steps)}" if isinstance(steps, int) else ""
-        return say(f"{directory}: {record['status']}{after}; there is nothing to resume\n")
+        return say(one_line(f"{directory}: {record['status']}{after}; there is nothing to resume") + "\n")
 
     from gradstab.config import from_hydra
 

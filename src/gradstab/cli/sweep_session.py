@@ -21,6 +21,7 @@ from gradstab.sweeps.engine import FailFastError, Sweep
 from gradstab.sweeps.naming import sweep_folder
 from gradstab.sweeps.status import log_of
 from gradstab.sweeps.table import cells_table, seeds_table
+from gradstab.wording import printable
 
 SWEEPS = "outputs/sweeps"
 # What decides neither which cells there are nor what becomes of them.
@@ -97,7 +98,7 @@ def _conclude(session: SweepSession, ended: GradstabError | None) -> int:
             f"report       gradstab report {shlex.quote(str(folder))}",
             f"TensorBoard  tensorboard --logdir {shlex.quote(str(folder))}",
         ):
-            view.console.print(Text(line), soft_wrap=True)
+            view.console.print(Text(printable(line)), soft_wrap=True)
     complain(*session.sweep.damaged[:_MOST_DAMAGED])
     bad = [row.entry for row in rows if row.entry.status not in ledger.FINISHED]
     for entry in bad:

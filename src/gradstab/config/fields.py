@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import Field, field
 from pathlib import Path
@@ -92,6 +93,8 @@ def folder_problem(value: Any) -> str | None:
         Path(str(value)).expanduser()
     except RuntimeError:
         return "must be a folder's name, and no such user has a home"
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", str(value)):
+        return "must be a folder's name, without control characters"
     return None if str(value).strip() else "must be a folder's name"
 
 

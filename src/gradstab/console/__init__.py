@@ -18,7 +18,7 @@ from gradstab.config import Config
 from gradstab.console.verdict import verdict_text
 from gradstab.measure.depth import over_depth
 from gradstab.measure.verdict import Verdict
-from gradstab.wording import counted, shown_layers
+from gradstab.wording import counted, printable, shown_layers
 
 # Sweeps and `gradstab status` print from here too, and need no torch.
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def summary(config: Config, parts: Parts, outcome: Outcome, record: dict[str, An
     """The end of a run: how it went, the gradient through depth, and where to look next."""
     if config.quiet:
         return
-    console = PatientConsole()
+    console, shown = PatientConsole(), printable(directory)
     latest = outcome.latest
     if latest.layer_grad_norms:
         console.print(depth_table(parts.probe.tags, latest, console.width))
@@ -150,12 +150,12 @@ def summary(config: Config, parts: Parts, outcome: Outcome, record: dict[str, An
         console.print(verdict_text(Verdict.from_dict(record["verdict"])), crop=False)
     style = "green" if outcome.status == "completed" else "red"
     console.print(Text(_ending(outcome, record), style=style), soft_wrap=True)
-    console.print(Text(f"run          {directory}"), soft_wrap=True)
-    console.print(Text(f"TensorBoard  tensorboard --logdir {directory}"), soft_wrap=True)
+    console.print(Text(f"run          {shown}"), soft_wrap=True)
+    console.print(Text(f"TensorBoard  tensorboard --logdir {shown}"), soft_wrap=True)
     if "forensics" in record:
-        console.print(Text(f"what broke   gradstab explain {directory}"), soft_wrap=True)
+        console.print(Text(f"what broke   gradstab explain {shown}"), soft_wrap=True)
     if "forensics_problem" in record:
-        console.print(Text(record["forensics_problem"], style="red"), soft_wrap=True)
+        console.print(Text(printable(record["forensics_problem"]), style="red"), soft_wrap=True)
 
 
 def _ending(outcome: Outcome, record: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from gradstab.forensics import story
 from gradstab.forensics.snapshot import FOLDER, SNAPSHOT_FILE
 from gradstab.forensics.story import number
 from gradstab.replay import Trial
-from gradstab.wording import counted
+from gradstab.wording import counted, printable
 
 _line = functools.partial(beside, width=8)
 _ROWS = 10
@@ -88,7 +88,7 @@ def clip_lines(found: Explanation) -> list[str]:
         acts = f"{words} would first have acted at step {catch.first_step:,}, {counted(early)} before it broke"
     lines = [acts]
     if catch.proof is None:
-        how = f"which takes the run once more: gradstab explain {found.directory} --prove"
+        how = f"which takes the run once more: gradstab explain {printable(found.directory)} --prove"
         lines.append(f"not put to the test, {'as nothing can be made again' if found.replay.problem else how}")
     else:
         lines.append(f"run again from the start with it, {_proved(catch.proof, found.planned)}")

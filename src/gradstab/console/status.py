@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradstab.console.sweep import STYLES
-from gradstab.wording import counted
+from gradstab.wording import counted, printable
 
 _BAR = 30
 
@@ -20,6 +20,8 @@ def show(state: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     lines = _of_sweep(state) if state["kind"] == "sweep" else _of_run(state)
     for line in lines:
+        # As many characters, so that styles stay where they are.
+        line.plain = printable(line.plain)
         console.print(line, soft_wrap=True)
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradstab.console import PatientConsole
-from gradstab.wording import counted, without_middle
+from gradstab.wording import counted, printable, without_middle
 
 STYLES = {
     "completed": "green",
@@ -58,7 +58,7 @@ class SweepView:
         if first:
             before = f", {kept} of them done before" if kept else ""
             how = "" if self._launcher == "serial" else f" · {self._launcher}"
-            text = f"sweep of {counted(self._total, 'cell')}{before}{how} · {self._folder}"
+            text = f"sweep of {counted(self._total, 'cell')}{before}{how} · {printable(self._folder)}"
             self.console.print(Text(text, style="bold"), soft_wrap=True)
         if self.console.is_terminal and self._bar is None and total > kept:
             self._bar = self._start_bar()
@@ -77,7 +77,7 @@ class SweepView:
             self._show()
         elif not self.quiet:
             text = f"cell {self._done:>{len(str(self._total))}}/{self._total}  {status:<11}  {name}"
-            self.console.print(Text(f"{text}  {note}".rstrip()), soft_wrap=True)
+            self.console.print(Text(printable(f"{text}  {note}".rstrip())), soft_wrap=True)
 
     def waiting(self, count: int) -> None:
         """Say that what is left runs in another process."""
@@ -155,7 +155,7 @@ def table(columns: Sequence[Column], width: int, elsewhere: str) -> RenderableTy
     for column in shown:
         drawn.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
     for line in zip(*(column.values for column in shown), strict=True):
-        drawn.add_row(*(Text(value, STYLES.get(value, "")) for value in line))
+        drawn.add_row(*(Text(printable(value), STYLES.get(value, "")) for value in line))
     if not dropped:
         return drawn
     return Group(drawn, Text(f"{elsewhere} also has {', '.join(dropped)}", style="dim"))
