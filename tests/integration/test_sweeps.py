@@ -682,6 +682,23 @@ def test_hydras_own_launchers_under_the_same_name_do_not_stand_in_the_way(here: 
     assert "backend" not in done.stderr
 
 
+@pytest.mark.parametrize("theirs", ["another cell's", "nobody's", "another's that failed"])
+def test_a_run_that_is_not_the_cells_own_is_not_counted_as_its(
+    here: Here, tmp_path: Path, runs: list[Any], theirs: str
+) -> None:
+    words = ("train", "-m", *TINY, "seed=0,1", "out_dir=s", "quiet=true")
+    here(*words)
+    first, second = sorted((tmp_path / "s").glob("*/run.json"))
+    good = json.loads(second.read_text())
+    record = {"status": "completed"} if theirs == "nobody's" else json.loads(first.read_text())
+    second.write_text(json.dumps(record | ({"status": "failed"} if theirs == "another's that failed" else {})))
+    assert json.loads(here("status", "s", "--json").stdout)["counts"]["pending"] == 1
+    assert here(*words).returncode == 0
+    assert [config.seed for config in runs] == [0, 1, 1]
+    made = json.loads(second.read_text())
+    assert (made["status"], made["train_loss"], made["identity"]) == ("completed", good["train_loss"], good["identity"])
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"status": ', '{"status": "running"}'])
 def test_a_finished_cell_whose_record_is_damaged_runs_again(
     here: Here, tmp_path: Path, runs: list[Any], content: str

@@ -166,7 +166,7 @@ def test_what_is_true_of_a_cell(tmp_path: Path, told: str, recorded: str | None,
     directory = tmp_path / "000"
     directory.mkdir()
     if recorded is not None:
-        write_run(directory, {"status": recorded, "reason": ""})
+        write_run(directory, {"status": recorded, "reason": "", "identity": f"{KEY}01"})
     assert true_state(tmp_path, _entry(told)).status == true
 
 
@@ -183,10 +183,10 @@ def test_a_cell_that_is_claimed_is_running(tmp_path: Path) -> None:
 def test_a_run_that_no_longer_counts(tmp_path: Path) -> None:
     directory = tmp_path / "000"
     directory.mkdir()
-    write_run(directory, {"status": "completed", "seconds": 1})
+    write_run(directory, {"status": "completed", "seconds": 1, "identity": f"{KEY}01"})
     superseded = print_of(directory)
     assert true_state(tmp_path, _entry("pending", superseded)).status == "pending"
-    write_run(directory, {"status": "completed", "seconds": 2})
+    write_run(directory, {"status": "completed", "seconds": 2, "identity": f"{KEY}01"})
     assert true_state(tmp_path, _entry("pending", superseded)).status == "completed"
 
 

@@ -53,14 +53,13 @@ def work(task: Task) -> str:
                 if is_claimed(directory):
                     return RUNNING
                 raise
-            found = recorded(directory)
-            status = found.get("status")
+            status = recorded(directory, task.key).get("status")
             known = print_of(directory) == task.payload["before"]
             if status in ENDED and not known:
                 return str(status)
             ledger.mark(task.key, name, RUNNING)
-            # One that was finished is to run once more; what does not say what it is cannot be continued.
-            if known and (status in FINISHED or status is None or "identity" not in found):
+            # One that was finished is to run once more; what is none of this cell's runs cannot be continued.
+            if status is None or (known and status in FINISHED):
                 run_directory.clear(directory)
             try:
                 status, reason = _run(task.payload["settings"], task.payload["swept"], directory)
@@ -120,8 +119,8 @@ def _run(settings: dict[str, Any], swept: list[str], directory: Path) -> tuple[s
 
 def record_ending(directory: Path, settings: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
     """Write the end of a run that could not do so itself into its run.json; returns what is in there."""
-    ending = {"status": status, "reason": reason, "identity": run_directory.identity(settings)}
-    record = recorded(directory) | ending
+    identity = run_directory.identity(settings)
+    record = recorded(directory, identity) | {"status": status, "reason": reason, "identity": identity}
     run_directory.write_run(directory, record)
     return record
 

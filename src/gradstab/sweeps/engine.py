@@ -174,7 +174,7 @@ class Sweep:
             with contextlib.suppress(OSError):
                 one_cell.record_ending(self.folder / name, done.task.payload["settings"], FAILED, reason)
             return FAILED, reason
-        reason = str(recorded(self.folder / name).get("reason", ""))
+        reason = str(recorded(self.folder / name, done.task.key).get("reason", ""))
         if done.status == FAILED and not reason:
             reason = self._ledger.read()[0][done.task.key].reason
         return done.status, reason

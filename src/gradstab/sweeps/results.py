@@ -76,7 +76,9 @@ class Group:
 def rows_of(folder: Path, entries: Iterable[Entry]) -> list[Row]:
     """A row for each cell, in the order of their numbers."""
     ordered = sorted(entries, key=lambda entry: (entry.number, entry.directory))
-    return [Row(entry, recorded(folder / entry.directory) if entry.status in ENDED else {}) for entry in ordered]
+    return [
+        Row(entry, recorded(folder / entry.directory, entry.key) if entry.status in ENDED else {}) for entry in ordered
+    ]
 
 
 def swept_names(rows: Sequence[Row]) -> list[str]:

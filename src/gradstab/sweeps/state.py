@@ -19,11 +19,12 @@ NO_SPACE = os.strerror(errno.ENOSPC)
 # Why a cell failed that could not leave a record of it.
 UNWRITABLE = "cannot be written to"
 _DIED = "the process that ran it is gone"
+_LOST = "its run was removed, or its run.json is damaged or another's"
 
 
-def recorded(directory: Path) -> dict[str, Any]:
-    """A run's record as far as there is one that can be read."""
-    return _look(directory)[0]
+def recorded(directory: Path, key: str = "") -> dict[str, Any]:
+    """A run's record as far as there is one that can be read, and is one of the cell with this key."""
+    return _look(directory, key)[0]
 
 
 def print_of(directory: Path) -> str:
@@ -39,10 +40,10 @@ def true_state(folder: Path, entry: Entry) -> Entry:
     """The entry with its true status.
 
     Who runs a cell holds the claim on its directory; a run that ended says so in its run.json, also where nobody was
-    left to tell the ledger; and a run that has been removed, or cannot be read, has not been made.
+    left to tell the ledger; and a run that has been removed, cannot be read, or is another's, has not been made.
     """
     directory = folder / entry.directory
-    record, unreadable = _look(directory)
+    record, unreadable = _look(directory, entry.key)
     status = record.get("status")
     # What could not be written to may hold an earlier run all the same.
     unwritten = entry.status == FAILED and UNWRITABLE in entry.reason
@@ -54,7 +55,7 @@ def true_state(folder: Path, entry: Entry) -> Entry:
     if unwritten and not counts and os.path.lexists(directory):
         return entry
     if entry.status in ENDED and not counts:
-        return replace(entry, status=PENDING, reason=unreadable or "its run was removed, or its run.json damaged")
+        return replace(entry, status=PENDING, reason=unreadable or _LOST)
     reason = str(record.get("reason", ""))
     if status == FAILED and NO_SPACE in reason:
         return replace(entry, status=INTERRUPTED, reason=reason)
@@ -65,10 +66,12 @@ def true_state(folder: Path, entry: Entry) -> Entry:
     return replace(entry, reason=entry.reason or unreadable)
 
 
-def _look(directory: Path) -> tuple[dict[str, Any], str]:
-    """A run's record, empty where none can be read; and why, where nobody can tell what is there."""
+def _look(directory: Path, key: str) -> tuple[dict[str, Any], str]:
+    """A cell's record, empty where none of its own can be read; and why, where nobody can tell what is there."""
     try:
-        return read_run(directory), ""
+        record = read_run(directory)
+        # A cell's key is the beginning of its runs' identity; what came from elsewhere says nothing of it.
+        return record if str(record.get("identity", "")).startswith(key) else {}, ""
     except GradstabError as error:
         cause = error.__cause__
         return {}, f"cannot be read ({cause.strerror})" if isinstance(cause, PermissionError) else ""
