@@ -293,6 +293,32 @@ def test_a_damaged_ledger_is_named_and_does_not_stop_a_sweep(here: Here, tmp_pat
     assert all(entry.swept and entry.settings and entry.status == "completed" for entry in entries.values())
 
 
+@pytest.mark.parametrize("lost", ["the ledger", "all lines of a cell"])
+def test_cells_that_the_ledger_has_lost_are_found_by_their_directories(
+    here: Here, tmp_path: Path, runs: list[Any], lost: str
+) -> None:
+    command = ("train", "-m", *TINY, "seed=0,1,2", "out_dir=s", "quiet=true")
+    here(*command)
+    before = table(tmp_path / "s")
+    ledger = tmp_path / "s" / "ledger.jsonl"
+    if lost == "the ledger":
+        ledger.unlink()
+    else:
+        lines = ledger.read_bytes().splitlines(keepends=True)
+        ledger.write_bytes(b"".join(b"garbage\n" if b"001_seed=1" in line else line for line in lines))
+    for path in (tmp_path / "s").glob("002_*/run.json"):
+        path.unlink()
+    # A cell more, before those that were there.
+    done = here(*command[:-3], "seed=3,0,1,2", *command[-2:])
+    assert (done.returncode, [config.seed for config in runs]) == (0, [0, 1, 2, 3, 2])
+    rows = table(tmp_path / "s")
+    assert [(row["number"], row["seed"]) for row in rows] == [("0", "0"), ("1", "1"), ("2", "2"), ("3", "3")]
+    assert rows[:2] == before[:2]
+    assert len(list((tmp_path / "s").glob("*/"))) == 4
+    entries, _ = Ledger(tmp_path / "s").read()
+    assert all(entry.swept and entry.settings and entry.status == "completed" for entry in entries.values())
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_cell_that_another_process_runs_is_left_to_it(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Any], damaged: bool
@@ -560,7 +586,7 @@ def test_a_cells_directory_that_cannot_be_used_is_a_failure_of_its_cell_alone(
 ) -> None:
     command = ("train", "-m", *TINY, "seed=0,1,2", "out_dir=s")
     here(*command, "quiet=true")
-    (cell,) = (tmp_path / "s").glob("001_*")
+    (cell,) = (tmp_path / "s").glob("000_*")
     shutil.rmtree(tmp_path / "s")
     (tmp_path / "s").mkdir()
     if obstacle == "a file":
@@ -576,15 +602,15 @@ def test_a_cells_directory_that_cannot_be_used_is_a_failure_of_its_cell_alone(
         return
     reason = f"s/{cell.name}: cannot be written to ({'File exists' if obstacle == 'a file' else 'Is a directory'})"
     assert done.stderr == f"gradstab: {cell.name}: failed: {reason} (see s/{cell.name})\n"
-    assert f"cell 2/3  failed       {cell.name}  {reason}\n" in done.stdout
-    assert [config.seed for config in runs] == [0, 2]
-    assert [row["status"] for row in table(tmp_path / "s")] == ["completed", "failed", "completed"]
+    assert f"cell 1/3  failed       {cell.name}  {reason}\n" in done.stdout
+    assert [config.seed for config in runs] == [1, 2]
+    assert [row["status"] for row in table(tmp_path / "s")] == ["failed", "completed", "completed"]
     # It stays a failure, until that is out of the way.
     assert (here(*command).stderr, len(runs)) == (done.stderr, 2)
     if obstacle == "a file":
         cell.unlink()
         assert here(*command).returncode == 0
-        assert [config.seed for config in runs] == [0, 2, 1]
+        assert [config.seed for config in runs] == [1, 2, 0]
 
 
 def test_what_a_sweeper_is_told_of_a_cell() -> None:

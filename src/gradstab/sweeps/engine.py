@@ -16,7 +16,7 @@ from gradstab.launchers.serial import SerialLauncher
 from gradstab.run_directory import holds_run
 from gradstab.sweeps import cells as one_cell
 from gradstab.sweeps.ledger import ENDED, FAILED, FINISHED, PENDING, RUNNING, Entry, Ledger
-from gradstab.sweeps.naming import cell_directory, key_of
+from gradstab.sweeps.naming import SHORT, cell_directory, cells_in, key_of, number_of
 from gradstab.sweeps.state import NO_SPACE, print_of, recorded, true_state
 
 # Seconds between two looks at cells that another process runs.
@@ -105,17 +105,25 @@ class Sweep:
         """Bring the ledger up to date: what is new, and what is to run once more, becomes pending."""
         with self._ledger.locked():
             entries = self.entries()
-            number = max((entry.number for entry in entries.values()), default=-1)
+            # What lines told that were lost is still to be seen on disk.
+            there = cells_in(self.folder) if cells.keys() - entries.keys() else {}
+            taken = [entry.directory for entry in entries.values()] + list(there.values())
+            number = max(map(number_of, taken), default=-1)
             records = []
             for key, cell in cells.items():
                 entry = entries.get(key)
                 if entry is None:
-                    number += 1
-                    entry = Entry(key, cell_directory(number, cell.swept, key))
+                    name = there.get(key[:SHORT])
+                    if name is None:
+                        number += 1
+                        name = cell_directory(number, cell.swept, key)
+                    entry = entries[key] = true_state(self.folder, Entry(key, name))
                 # Told once, unless the line that did so was damaged.
                 told = {} if entry.settings else {"swept": dict(cell.swept), "settings": cell.settings}
                 record: dict[str, Any] = {"key": key, "directory": entry.directory, **told}
                 if entry.status == RUNNING:
+                    if not entry.time:  # No line names it.
+                        records.append(record | {"status": PENDING})
                     continue
                 if entry.status in ENDED and not self._runs_again(key, entry):
                     if told:

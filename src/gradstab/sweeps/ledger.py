@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from gradstab.errors import GradstabError
 from gradstab.files import open_regular
 from gradstab.run_directory import LEDGER_FILE
+from gradstab.sweeps.naming import number_of
 
 _LOCK_FILE = ".ledger.lock"
 # Seconds; an entry takes milliseconds, so whoever holds the lock for longer has been stopped.
@@ -52,8 +53,7 @@ class Entry:
     @property
     def number(self) -> int:
         """The cell's number in its directory's name."""
-        digits = re.match(r"\d+", self.directory, re.ASCII)
-        return int(digits[0]) if digits else 0
+        return number_of(self.directory)
 
 
 class Ledger:
@@ -147,7 +147,7 @@ def _fold(lines: Iterable[bytes], path: Path) -> tuple[dict[str, Entry], list[st
     for number, line in enumerate(lines, 1):
         record = _record(line)
         if record is None:
-            damaged.append(f"{path}, line {number}: is damaged; what it said is taken from the other lines")
+            damaged.append(f"{path}, line {number}: is damaged; the same command finds what no other line says")
             continue
         entry = entries.setdefault(record["key"], Entry(record["key"], record["directory"]))
         entry.status, entry.reason = record["status"], record.get("reason", "")

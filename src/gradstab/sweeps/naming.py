@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gradstab.run_directory import identity
@@ -28,6 +30,19 @@ def cell_directory(number: int, swept: Mapping[str, str], key: str) -> str:
     """``007_act=tanh,seed=1_0123abcd``: number, the fields that differ, and the key's beginning."""
     readable = _readable(",".join(f"{name}={value}" for name, value in swept.items()))
     return "_".join(part for part in (f"{number:03d}", readable, key[:SHORT]) if part)
+
+
+def number_of(directory: str) -> int:
+    """The cell's number in its directory's name."""
+    digits = re.match(r"\d+", directory, re.ASCII)
+    return int(digits[0]) if digits else 0
+
+
+def cells_in(folder: Path) -> dict[str, str]:
+    """The cells' directories that are there, each by the beginning of its key; of several, that with the first name."""
+    pattern = re.compile(rf"\d{{3,}}_(?:[\w.=,+-]+_)?([0-9a-f]{{{SHORT}}})", re.ASCII)
+    names = sorted((entry.name for entry in os.scandir(folder) if entry.is_dir()), reverse=True)
+    return {found[1]: name for name in names if (found := pattern.fullmatch(name))}
 
 
 def sweep_folder(words: Sequence[str]) -> str:
