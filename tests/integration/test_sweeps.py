@@ -348,6 +348,36 @@ def test_a_cell_that_another_process_runs_is_left_to_it(
     assert [config.seed for config in runs] == [0, 1, 2, 0]
 
 
+def test_cells_that_another_process_ended_meanwhile_are_told_as_its(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Any]
+) -> None:
+    command = ("train", "-m", *TINY, "seed=0,1,2", "out_dir=s")
+    here(*command, "quiet=true")
+    first, second, third = sorted((tmp_path / "s").glob("*/run.json"))
+    ended = {path: path.read_text() for path in (first, third)}
+    for path in (first, second, third):
+        path.unlink()
+    claim = claimed(first.parent)
+    claim.__enter__()
+    counted = gradstab.runner.run
+
+    def meanwhile(*args: Any, **kwargs: Any) -> Any:
+        for path, text in ended.items():
+            path.write_text(text)
+        claim.__exit__(None, None, None)
+        return counted(*args, **kwargs)
+
+    monkeypatch.setattr(gradstab.runner, "run", meanwhile)
+    done = here(*command)
+    assert (done.returncode, [config.seed for config in runs]) == (0, [0, 1, 2, 1])
+    cells = [line for line in done.stdout.splitlines() if line.startswith("cell ")]
+    assert cells == [
+        f"cell 1/3  completed    {second.parent.name}",
+        f"cell 2/3  completed    {third.parent.name}  run by another process",
+        f"cell 3/3  completed    {first.parent.name}  run by another process",
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

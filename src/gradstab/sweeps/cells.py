@@ -19,6 +19,8 @@ from gradstab.sweeps.state import NO_SPACE, UNWRITABLE, print_of, recorded
 LOG_FILE = "log.txt"
 # What `work` returns where nothing can be written any more: no failure of the cell's, and the end of the sweep.
 DISK_FULL = "disk full"
+# What it adds to the status of a run that ended since the task was made.
+BY_ANOTHER = " by another"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LEAST_FREE = 65536
 
@@ -38,9 +40,9 @@ def task(folder: Path, entry: Entry, *, quiet: bool) -> Task:
 def work(task: Task) -> str:
     """Run a cell and return its status: "running" where another process has it.
 
-    A run that ended there since the task was made is taken as it is: no cell runs twice. Called again for a cell whose
-    worker died, it goes on. A directory that cannot be used is a failure of its cell. Raises KeyboardInterrupt after a
-    signal, GradstabError where the ledger cannot be written.
+    A run that ended there since the task was made is taken as it is, and said to be ``BY_ANOTHER``: no cell runs twice.
+    Called again for a cell whose worker died, it goes on. A directory that cannot be used is a failure of its cell.
+    Raises KeyboardInterrupt after a signal, GradstabError where the ledger cannot be written.
     """
     folder, name = Path(task.payload["folder"]), task.payload["directory"]
     directory, ledger = folder / name, Ledger(folder)
@@ -56,7 +58,7 @@ def work(task: Task) -> str:
             status = recorded(directory, task.key).get("status")
             known = print_of(directory) == task.payload["before"]
             if status in ENDED and not known:
-                return str(status)
+                return f"{status}{BY_ANOTHER}"
             ledger.mark(task.key, name, RUNNING)
             # One that was finished is to run once more; what is none of this cell's runs cannot be continued.
             if status is None or (known and status in FINISHED):

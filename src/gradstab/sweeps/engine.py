@@ -21,6 +21,7 @@ from gradstab.sweeps.state import NO_SPACE, print_of, recorded, true_state
 
 # Seconds between two looks at cells that another process runs.
 _POLL = 0.5
+_ELSEWHERE = "run by another process"
 
 
 @dataclass(frozen=True)
@@ -182,24 +183,29 @@ class Sweep:
             with contextlib.suppress(OSError):
                 one_cell.record_ending(self.folder / name, done.task.payload["settings"], FAILED, reason)
             return FAILED, reason
+        status = done.status.removesuffix(one_cell.BY_ANOTHER)
         reason = str(recorded(self.folder / name, done.task.key).get("reason", ""))
-        if done.status == FAILED and not reason:
+        if status == FAILED and not reason:
             reason = self._ledger.read()[0][done.task.key].reason
-        return done.status, reason
+        if status != done.status:
+            reason = f"{_ELSEWHERE}: {reason}".removesuffix(": ")
+        return status, reason
 
     def _wait(self, keys: Sequence[str]) -> tuple[dict[str, Entry], list[str]]:
         """Wait until others have ended these cells; returns all cells, and those to take over from who died."""
         entries = self.entries()
-        waiting = [key for key in keys if entries[key].status == RUNNING]
-        if waiting:
-            self._view.waiting(len(waiting))
-        while waiting:
-            time.sleep(_POLL)
-            entries |= {key: true_state(self.folder, entries[key]) for key in waiting}
+        waiting = list(keys)
+        if count := sum(entries[key].status == RUNNING for key in keys):
+            self._view.waiting(count)
+        while True:
             for key in [key for key in waiting if entries[key].status != RUNNING]:
                 waiting.remove(key)
                 if entries[key].status in ENDED:
-                    self._view.ended(entries[key].directory, entries[key].status, "run by another process")
+                    self._view.ended(entries[key].directory, entries[key].status, _ELSEWHERE)
+            if not waiting:
+                break
+            time.sleep(_POLL)
+            entries |= {key: true_state(self.folder, entries[key]) for key in waiting}
         return entries, [key for key in keys if entries[key].status not in ENDED]
 
     def progress(self) -> str:
