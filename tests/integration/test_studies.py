@@ -192,6 +192,8 @@ def test_the_same_search_again_finds_its_trials_in_the_ledger(here: Here, tmp_pa
     before = results(tmp_path / "s")
     again = here("train", "-m", *SEARCH, *TINY, "out_dir=s")
     assert (again.returncode, len(runs)) == (0, 6)
+    # The first trial says nothing of how many are done.
+    assert "sweep of 6 cells · s\n" in again.stdout
     assert results(tmp_path / "s") == before
     assert before["direction"] == "maximize"
     # More trials go on where these ended.

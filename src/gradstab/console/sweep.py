@@ -56,7 +56,8 @@ class SweepView:
         if self.quiet:
             return
         if first:
-            before = f", {kept} of them done before" if kept else ""
+            # Of the first of several batches, that would be no number of the sweep's.
+            before = f", {kept} of them done before" if kept and total == self._total else ""
             how = "" if self._launcher == "serial" else f" · {self._launcher}"
             text = f"sweep of {counted(self._total, 'cell')}{before}{how} · {printable(self._folder)}"
             self.console.print(Text(text, style="bold"), soft_wrap=True)
