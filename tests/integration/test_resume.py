@@ -605,6 +605,8 @@ def test_the_command_goes_on_and_refuses_what_makes_no_sense(
         ("--resume", "nowhere"): "holds no run",
         ("--resume", "run", "checkpoint.every=-1"): "checkpoint.every=-1: must be",
         ("--resume", "run", "quiet=[1"): "cannot be read",
+        ("--resume", "run", "checkpoint.every="): "checkpoint.every=: must be a number of steps",
+        ("--resume", "run", "checkpoint.every=~"): "checkpoint.every=~: must be a number of steps",
     }.items():
         answer = here("train", *words)
         assert (answer.returncode, answer.stdout) == (2, "")

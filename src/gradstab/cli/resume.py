@@ -96,6 +96,9 @@ def _with(container: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{word}: cannot be read; allowed: KEY=VALUE") from error
+        if value is None and text != "null":
+            # YAML has other words for it, among them none at all.
+            value = text
         *path, last = key.split(".")
         node = container
         for part in path:
