@@ -619,6 +619,10 @@ def test_the_command_goes_on_and_refuses_what_makes_no_sense(
     assert [path.name for path in checkpoint.kept(tmp_path / "run")] == ["step_00000012.pt", "step_00000008.pt"]
     again = here("train", "--resume=run")
     assert (again.returncode, again.stdout) == (0, "run: completed after 12 steps; there is nothing to resume\n")
+    for word in ("checkpoint.keep=nan", "checkpoint.best=maybe", "quiet=2"):
+        answer = here("train", "--resume=run", word)
+        assert (answer.returncode, answer.stdout, answer.stderr.count("\n")) == (2, "", 1)
+        assert answer.stderr.startswith(f"gradstab: {word}: must be")
 
 
 def test_the_command_says_when_its_config_was_changed(

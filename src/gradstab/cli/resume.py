@@ -34,14 +34,16 @@ def resume(args: Sequence[str]) -> int:
     record = run_directory.read_run(directory)
     if "watched" in record:
         raise ConfigError(f"{FLAG} {directory}: is a loop that was watched; gradstab only goes on with runs of its own")
-    if record.get("status") in run_directory.FINISHED:
-        steps = record.get("steps")
-        after = f" after {counted(steps)}" if isinstance(steps, int) else ""
-        return say(one_line(f"{directory}: {record['status']}{after}; there is nothing to resume") + "\n")
 
     from gradstab.config import from_hydra
 
-    config = from_hydra(_with(run_directory.read_config(directory), overrides), overrides)
+    finished = record.get("status") in run_directory.FINISHED
+    if overrides or not finished:
+        config = from_hydra(_with(run_directory.read_config(directory), overrides), overrides)
+    if finished:
+        steps = record.get("steps")
+        after = f" after {counted(steps)}" if isinstance(steps, int) else ""
+        return say(one_line(f"{directory}: {record['status']}{after}; there is nothing to resume") + "\n")
 
     from gradstab.runner import run
 
