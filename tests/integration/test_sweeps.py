@@ -402,6 +402,8 @@ def test_cells_that_another_process_ended_meanwhile_are_told_as_its(
         (["seed=0,1", "hydra/launcher=jobli"], ["hydra/launcher=jobli", "did you mean"]),
         (["seed=0,1", "hydra/launcher=serial", "hydra.launcher.n_jobs=2"], ["n_jobs"]),
         (["seed=0,1", "hydra.sweep.subdir=x"], ["hydra.sweep.subdir=x", "no effect"]),
+        (["seed=0,1", "++hydra.sweep.subdir=x"], ["++hydra.sweep.subdir=x", "no effect"]),
+        (["seed=0,1", "hydra.run.dir=x"], ["hydra.run.dir=x: no effect, as a cell's directory follows from"]),
         (["seed=0,1", "out_dir=a file"], ["out_dir=a file: cannot be written to"]),
     ],
 )

@@ -88,7 +88,7 @@ def _sweep(words: list[str], own: Sequence[str]) -> int:
         raise ConfigError(f"objective={figures[-1]}: was given already as {figures[0]}; allowed: one")
     for word in words:
         group, _, name = word.partition("=")
-        if group == "hydra.sweep.subdir":
+        if group.lstrip("+") in ("hydra.sweep.subdir", "hydra.run.dir"):
             raise ConfigError(f"{word}: no effect, as a cell's directory follows from its configuration; leave it out")
         if group == "hydra/launcher" and name not in LAUNCHERS:
             raise ConfigError(f"{word}: is no launcher of gradstab's; {one_of(LAUNCHERS, name)}")
