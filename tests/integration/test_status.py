@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -101,6 +102,22 @@ def test_a_ledger_that_names_no_cell_makes_no_sweep(tmp_path: Path, capsys: pyte
     # Where the folder is a run's too, that is what is told of.
     (tmp_path / "run.json").write_text('{"status": "completed"}')
     assert "completed" in _said(capsys, str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
+def test_a_ledger_that_is_no_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    if kind == "folder":
+        ledger.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(ledger)
+    else:
+        ledger.symlink_to("nothing")
+    assert main(["status", str(tmp_path)]) == (2 if kind == "link to nothing" else 1)
+    told = capsys.readouterr()
+    what = f"{tmp_path}: its ledger.jsonl names no cell" if kind == "link to nothing" else f"{ledger}: cannot be read"
+    assert told.err.startswith(f"gradstab: {what}")
+    assert (told.out, told.err.count("\n")) == ("", 1)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"status": "comp'])

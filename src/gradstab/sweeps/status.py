@@ -31,7 +31,7 @@ from gradstab.sweeps.state import recorded, true_state
 def status(folder: Path) -> dict[str, Any]:
     """The state of what lies in ``folder``; :class:`ConfigError` where that is neither a sweep nor a run."""
     try:
-        has_ledger = (folder / LEDGER_FILE).is_file()
+        has_ledger = os.path.lexists(folder / LEDGER_FILE)
         entries, damaged = Ledger(folder).read() if has_ledger else ({}, [])
         if entries or damaged:
             return _of_sweep(folder, entries, damaged)
