@@ -21,7 +21,7 @@ import gradstab.runner
 from gradstab.claims import claimed
 from gradstab.cli.sweep import _returned
 from gradstab.config import from_hydra, to_container
-from gradstab.errors import GradstabError
+from gradstab.errors import GradstabError, Interrupted
 from gradstab.launchers import Done, Task, Work
 from gradstab.launchers.serial import SerialLauncher
 from gradstab.sweeps.ledger import Entry, Ledger
@@ -243,6 +243,19 @@ def test_a_forced_sweep_that_was_interrupted_goes_on(
     monkeypatch.setattr(gradstab.runner, "run", counted)
     assert here(*command).returncode == 0
     assert [config.seed for config in runs] == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), Interrupted(15)])
+def test_a_cell_that_was_interrupted_before_its_run_says_so(
+    here: Here, monkeypatch: pytest.MonkeyPatch, raised: KeyboardInterrupt
+) -> None:
+    def stopped(*_args: Any, **_kwargs: Any) -> Any:
+        raise raised
+
+    monkeypatch.setattr(gradstab.runner, "run", stopped)
+    assert here("train", "-m", *TINY, "seed=0,1", "out_dir=s").returncode in (130, 143)
+    (told,) = json.loads(here("status", "s", "--json").stdout)["failures"]
+    assert (told["status"], told["reason"]) == ("interrupted", "interrupted before it began to train")
 
 
 def test_fail_fast(here: Here, tmp_path: Path, breaking: Callable[..., None], runs: list[Any]) -> None:

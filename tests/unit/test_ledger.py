@@ -170,6 +170,17 @@ def test_what_is_true_of_a_cell(tmp_path: Path, told: str, recorded: str | None,
     assert true_state(tmp_path, _entry(told)).status == true
 
 
+def test_why_a_cell_was_interrupted_is_what_its_run_left(tmp_path: Path) -> None:
+    directory = tmp_path / "000"
+    directory.mkdir()
+    write_run(directory, {"status": "running", "identity": KEY})
+    assert true_state(tmp_path, _entry("running")).reason == "the process that ran it is gone"
+    (directory / "failure.txt").write_text("Traceback:\n  ...\nOSError: [Errno 28] No space left on device\n")
+    assert true_state(tmp_path, _entry("running")).reason == "OSError: [Errno 28] No space left on device"
+    write_run(directory, {"status": "interrupted", "reason": "interrupted by SIGTERM after 3 steps", "identity": KEY})
+    assert true_state(tmp_path, _entry("running")).reason == "interrupted by SIGTERM after 3 steps"
+
+
 def test_a_cell_that_is_claimed_is_running(tmp_path: Path) -> None:
     directory = tmp_path / "000"
     directory.mkdir()

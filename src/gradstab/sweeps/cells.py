@@ -66,7 +66,9 @@ def work(task: Task) -> str:
             try:
                 status, reason = _run(task.payload["settings"], task.payload["swept"], directory)
             except KeyboardInterrupt as stop:
-                ledger.mark(task.key, name, INTERRUPTED, str(stop))
+                # A run that has begun says how far it came. Which signal it was is the launcher's affair.
+                reason = getattr(stop, "note", "") or "interrupted before it began to train"
+                ledger.mark(task.key, name, INTERRUPTED, reason)
                 raise
             ledger.mark(task.key, name, status, reason)
             return status

@@ -11,8 +11,8 @@ from typing import Any
 
 from gradstab.claims import is_claimed
 from gradstab.errors import GradstabError
-from gradstab.files import open_regular
-from gradstab.run_directory import RUN_FILE, read_run
+from gradstab.files import open_regular, read_text
+from gradstab.run_directory import FAILURE_FILE, RUN_FILE, read_run
 from gradstab.sweeps.ledger import ENDED, FAILED, INTERRUPTED, PENDING, RUNNING, Entry
 
 NO_SPACE = os.strerror(errno.ENOSPC)
@@ -62,8 +62,18 @@ def true_state(folder: Path, entry: Entry) -> Entry:
     if counts:
         return replace(entry, status=str(status), reason=reason)
     if entry.status == RUNNING or (entry.status == PENDING and status in (RUNNING, INTERRUPTED)):
-        return replace(entry, status=INTERRUPTED, reason=entry.reason or unreadable or _DIED)
+        told = reason if status == INTERRUPTED else ""
+        return replace(entry, status=INTERRUPTED, reason=entry.reason or told or unreadable or _last_words(directory))
     return replace(entry, reason=entry.reason or unreadable)
+
+
+def _last_words(directory: Path) -> str:
+    """Why a run ended whose record does not say that it did: its disk may have had room for no more than that."""
+    try:
+        lines = read_text(directory / FAILURE_FILE).strip().splitlines()
+    except (OSError, ValueError):
+        return _DIED
+    return lines[-1] if lines else _DIED
 
 
 def _look(directory: Path, key: str) -> tuple[dict[str, Any], str]:
