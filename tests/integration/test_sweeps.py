@@ -417,6 +417,7 @@ def test_cells_that_another_process_ended_meanwhile_are_told_as_its(
         (["seed=0,1", "hydra.sweep.subdir=x"], ["hydra.sweep.subdir=x", "no effect"]),
         (["seed=0,1", "++hydra.sweep.subdir=x"], ["++hydra.sweep.subdir=x", "no effect"]),
         (["seed=0,1", "hydra.run.dir=x"], ["hydra.run.dir=x: no effect, as a cell's directory follows from"]),
+        (["hydra.sweeper.params.seed=[0,1]"], ["hydra.sweeper.params.seed=[0,1]: ", "allowed here: seed=VALUE,VALUE"]),
         (["seed=0,1", "out_dir=a file"], ["out_dir=a file: cannot be written to"]),
     ],
 )
@@ -548,7 +549,8 @@ def test_an_experiment_that_carries_a_sweep(here: Here, tmp_path: Path, runs: li
     assert len(runs) == 1
     both = here("train", "-m", *words, "experiment=own,none", "out_dir=u")
     assert both.returncode == 2
-    assert "carries a sweep of its own" in both.stderr
+    told = "experiment=own: carries a sweep of its own; allowed: that one alone (in cell experiment=own)"
+    assert both.stderr == f"gradstab: {told}\n"
     assert not (tmp_path / "u").exists()
 
 

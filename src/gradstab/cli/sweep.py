@@ -188,7 +188,8 @@ def _composed(loader: Any, master: DictConfig, words: list[str], number: int) ->
         HydraConfig.instance().cfg = SimpleNamespace(hydra=hydra)  # type: ignore[assignment]
         del cell["hydra"]
         if hydra.sweeper.get("params") != master.hydra.sweeper.get("params"):
-            raise ConfigError("experiment: one of several carries a sweep of its own; allowed: that one alone")
+            name = hydra.runtime.choices.get("experiment")
+            raise ConfigError(f"experiment={name}: carries a sweep of its own; allowed: that one alone")
         return from_hydra(cell, [word for word in words if not word.startswith("hydra")])
 
 

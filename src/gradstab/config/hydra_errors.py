@@ -15,6 +15,7 @@ from gradstab.errors import ConfigError
 _WORDS = "allowed: KEY=VALUE, KEY=VALUE,VALUE with -m, 'KEY=\"VALUE\"' for text with other characters"
 _CHOICES = (*GROUPS, "experiment")
 _KEYS = (*(f.name for f in fields(Run)), *_CHOICES)
+_PARAMS = "hydra.sweeper.params."
 _HEADER = "its settings reach no run; write '# @package _global_' as its first line"
 
 
@@ -75,6 +76,8 @@ def _unknown_key(key: str, parent: Any, overrides: Sequence[str], file: str | No
     known = [str(k) for k in parent or () if k != "name" and not str(k).startswith("_")]
     if not path:
         return f"{given}: there is no such key; {one_of(_KEYS, last)}"
+    if key.startswith(_PARAMS):
+        return f"{given}: stands in a study's file only; allowed here: {key.removeprefix(_PARAMS)}=VALUE,VALUE"
     name = parent.get("name") if hasattr(parent, "get") else None
     return f"{given}: {'.'.join(path)}{f'={name}' if name else ''} has no such knob; {one_of(known, last)}"
 
