@@ -1,4 +1,4 @@
-"""What a monitor makes of skip paths, and of a guess's loss that nobody has told."""
+"""What a monitor makes of skip paths, of losses made of gradients, and of a guess's loss that nobody has told."""
 
 from __future__ import annotations
 
@@ -148,3 +148,43 @@ def test_outputs_that_start_at_the_targets_mean_do_not_collapse(tmp_path: Path, 
     x = torch.randn(512, 16)
     verdict = trained(model, tmp_path / "run", x, 2000 + 3 * torch.tanh(x[:, :1]), 1e-3, steps)
     assert verdict.labels == ("healthy",)
+
+
+def physics(model: nn.Module, inside: Tensor, edge: Tensor, *, edge_first: bool) -> Tensor:
+    """The loss of a network that is to solve u'' = -u with u = 0 at the edge: made of its own derivatives."""
+    at_edge = model(edge).square().mean() if edge_first else None
+    u = model(inside)
+    (slope,) = torch.autograd.grad(u.sum(), inside, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), inside, create_graph=True)
+    residual = (bend + u).square().mean()
+    return residual + (model(edge).square().mean() if at_edge is None else at_edge)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("edge_first", [True, False])
+@pytest.mark.parametrize("at_edge", [8, 24])
+def test_what_a_loss_is_made_of_is_no_loss(tmp_path: Path, at_edge: int, edge_first: bool, to_none: bool) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(1, 10), nn.Linear(10, 10), nn.Linear(10, 1)]
+    model = nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    inside, edge = torch.rand(24, 1, requires_grad=True), torch.rand(at_edge, 1)
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=1) as monitor:
+        for _ in range(3):
+            twin = copy.deepcopy(model)
+            loss = physics(model, inside, edge, edge_first=edge_first)
+            optimizer.zero_grad(set_to_none=to_none)
+            loss.backward()  # type: ignore[no-untyped-call]
+            monitor.step(loss)
+            optimizer.step()
+    seen: list[Tensor] = []
+    handles = [twin[i].register_forward_hook(lambda _m, _a, h: seen.append(h)) for i in (0, 2, 4)]
+    alone = physics(twin, inside, edge, edge_first=edge_first)
+    squares = [grad.double().square().sum().item() for grad in torch.autograd.grad(alone, seen)]
+    for handle in handles:
+        handle.remove()
+    # As many samples without a way back between them are taken for the same ones, seen twice.
+    samples = 24 if at_edge == 24 and edge_first else 24 + at_edge
+    expected = [(samples * (squares[i] + squares[i + 3])) ** 0.5 for i in range(3)]
+    measured = read_records(tmp_path / "run").vectors["signal_grad_norm"].values[-1]
+    assert measured == pytest.approx(expected, rel=1e-4)

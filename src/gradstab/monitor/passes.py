@@ -24,7 +24,7 @@ class Pass:
     ``implied`` is a pass that nothing but a layer's call has told of; each call then counts as many samples as its
     output seems to hold, until all have come. ``recomputed`` is one that was first seen while gradients went back.
     ``went_back`` is whether any gradient has come: a pass made for something else says nothing of the step. It came
-    with the backward pass ``task``, as autograd counts them.
+    last with the backward pass ``task``, as autograd counts them.
     """
 
     samples: int | None
@@ -54,6 +54,8 @@ class Pass:
 class Passes:
     """The passes that gradients came back through since this was made; ``current`` has begun last.
 
+    ``recomputes`` is whether a checkpoint was seen to run forward again.
+
     Before its first gradient a pass is held by its graph alone: one that is for something else goes with it.
     """
 
@@ -63,13 +65,18 @@ class Passes:
         self._fresh: list[Call] = []
         self._parameters: Sequence[nn.Parameter] = ()
         self._turn = 0
+        # The backward pass under way, and the one that began last with all parameters' gradients cleared.
+        self._task, self._since = -1, -1
+        self.recomputes = False
 
     def __len__(self) -> int:
         return len(self._counted)
 
     def divide(self) -> None:
         """Passes up to now belong to a step that has begun; those that follow, to it or to the next one."""
+        self._drop_cleared()
         self._turn += 1
+        self._since = -1
         self.current = None
 
     def drop_earlier(self) -> None:
@@ -78,6 +85,7 @@ class Passes:
 
     def begin(self, begun: Pass, parameters: Sequence[nn.Parameter]) -> None:
         """Another pass begins, over these parameters."""
+        self._drop_cleared()
         self._compact()
         self._parameters = parameters
         begun.turn = self._turn
@@ -85,6 +93,7 @@ class Passes:
 
     def complete(self) -> list[Pass]:
         """All that count, ready to be read."""
+        self._drop_cleared()
         self._compact()
         for one in self._counted:
             if one.implied:
@@ -95,8 +104,7 @@ class Passes:
         """A hook that keeps the gradient of one of a call's outputs."""
 
         def hook(grad: Tensor) -> None:
-            if not one.went_back:
-                self._count(one)
+            self._arrive(one, call)
             if not call.grads:
                 self._fresh.append(call)
             # One loss after another may be sent back through the same graph; their gradients add up.
@@ -106,17 +114,39 @@ class Passes:
 
         return hook
 
-    def _count(self, one: Pass) -> None:
-        """The first gradient comes back through a pass."""
-        one.went_back, one.task = True, torch._C._current_graph_task_id()
+    def keep_norm(self, one: Pass, call: Call) -> Callable[[Tensor], None]:
+        """A hook that keeps a gradient's norm alone; those of several losses add in quadrature."""
 
-        def is_earlier(other: Pass) -> bool:
-            return other.turn == one.turn and other.task != one.task
+        def hook(grad: Tensor) -> None:
+            self._arrive(one, call)
+            call.grads[0] = grad.detach()
+            call.compact()
 
-        if any(map(is_earlier, self._counted)) and all(map(_is_cleared, self._parameters)):
-            # zero_grad() came since: what went back before is no part of what the next update is made of.
-            self._counted[:] = [other for other in self._counted if not is_earlier(other)]
-        self._counted.append(one)
+        return hook
+
+    def _arrive(self, one: Pass, call: Call) -> None:
+        """A gradient comes back through a call, with the backward pass that is under way."""
+        task = torch._C._current_graph_task_id()
+        # Within the backward pass that a checkpoint starts from another one, both are under way.
+        begins = not one.went_back if self.recomputes else task != self._task
+        if begins and one.turn == self._turn and self._since_cleared(task):
+            self._since = task
+        if not one.went_back:
+            self._counted.append(one)
+        if call.task < self._since and one.turn == self._turn:
+            call.grads, call.norms = {}, []
+        one.went_back, one.task, call.task, self._task = True, task, task, task
+
+    def _since_cleared(self, task: int) -> bool:
+        """Whether zero_grad() came since, so that what went back before is no part of what the next update is made of.
+
+        Nor is what was asked for in between, as of a gradient that a loss is made of: that fills no parameter's.
+        """
+        earlier = any(other.turn == self._turn and other.task != task for other in self._counted)
+        return earlier and all(map(_is_cleared, self._parameters))
+
+    def _drop_cleared(self) -> None:
+        self._counted[:] = [one for one in self._counted if one.turn != self._turn or one.task >= self._since]
 
     def _compact(self) -> None:
         for call in self._fresh:

@@ -36,7 +36,7 @@ class Statistics:
 class Call:
     """One call of a layer: the samples in its batch, and ∂L/∂h of its outputs once a backward pass has brought it.
 
-    ``spread`` is how far apart the samples' outputs are, where that is asked for.
+    ``spread`` is how far apart the samples' outputs are, where that is asked for; ``task`` is the backward pass.
     """
 
     samples: int
@@ -44,6 +44,7 @@ class Call:
     norms: list[Tensor] = field(default_factory=list)
     correlation: Tensor | None = None
     spread: Tensor | None = None
+    task: int = -1
     statistics: Statistics | None = None
 
     def compact(self) -> None:

@@ -155,15 +155,11 @@ class Signals:
         if torch.compiler.is_compiling() or module is not self._model:
             return
         self._depth = max(self._depth - 1, 0)
-        if not self._depth and (current := self._seen_now()) is not None:
-            self.streams.take_output(current, output, self._latest, self._keep_gradient)
+        if not self._depth:
+            self.streams.take_output(self.passes, output, self._latest, self._keep_gradient)
 
     def _on_entry(self, module: nn.Module, args: object, kwargs: object) -> None:
-        self.streams.take_input(self._seen_now(), module, (args, kwargs))
-
-    def _seen_now(self) -> Pass | None:
-        """The pass under way, if it is one to look at, and not one that a checkpoint runs again."""
-        return self.passes.current if looking() and not goes_back() else None
+        self.streams.take_input(self.passes, module, (args, kwargs))
 
     def _keep_gradient(self, tensor: Tensor, current: Pass, call: Call, output: int) -> None:
         # A tensor's hook and not retain_grad: an activation in place may follow; what is wanted is h's own.
@@ -182,6 +178,7 @@ class Signals:
             return
         h = outputs[0]
         going_back = goes_back()
+        self.passes.recomputes |= going_back
         current = self.passes.current or self._next(Pass(None, implied=True))
         if current.implied and id(layer) in current.calls and not going_back and current.went_back:
             # A container that is never called itself: calls after a backward pass are the next micro-batch.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradstab.measure import quantities as q
 from gradstab.monitor import tensors
 from gradstab.monitor.layers import WatchedLayer, carries
-from gradstab.monitor.passes import Pass
+from gradstab.monitor.passes import Pass, Passes, goes_back, looking
 from gradstab.monitor.readings import Call
 
 
@@ -52,11 +52,13 @@ class Streams:
         """Those whose inputs are to be looked at."""
         return (m for m in self._modules if self.stations is None or id(m) in self.stations)
 
-    def take_input(self, current: Pass | None, module: nn.Module, inputs: object) -> None:
+    def take_input(self, passes: Passes, module: nn.Module, inputs: object) -> None:
         """See what goes into a module, and keep the norm of its gradient."""
+        if (current := seen_now(passes)) is None:
+            return
         x = tensors.computed_in(inputs)
         # Of a node with several outputs no single one need be where all paths meet.
-        if x is None or x.output_nr or current is None or current.samples is None:
+        if x is None or x.output_nr or current.samples is None:
             return
         if id(module) not in self.entries:
             self._first = self._first or current
@@ -65,14 +67,16 @@ class Streams:
             self.entries[id(module)] = x.grad_fn
         call = Call(current.samples)
         current.entries.setdefault(id(module), []).append(call)
-        x.register_hook(_norm_kept(call))  # type: ignore[no-untyped-call]
+        x.register_hook(passes.keep_norm(current, call))  # type: ignore[no-untyped-call]
 
     def take_output(
-        self, current: Pass, output: object, latest: Latest | None, keep: Callable[[Tensor, Pass, Call, int], None]
+        self, passes: Passes, output: object, latest: Latest | None, keep: Callable[[Tensor, Pass, Call, int], None]
     ) -> None:
         """See how far apart the samples' outputs are, and ``keep`` their gradient unless ``latest`` has it already."""
-        result = tensors.result_of(output, current.samples, self._batch_dim)
-        if result is None or current.samples in (None, 1):
+        current = seen_now(passes)
+        if current is None or current.samples is None or current.samples == 1:
+            return
+        if (result := tensors.result_of(output, current.samples, self._batch_dim)) is None:
             return
         if latest is not None and latest.h() is result and latest.version == result._version:
             call = latest.call
@@ -83,11 +87,6 @@ class Streams:
         current.outputs.append(call)
 
 
-def _norm_kept(call: Call) -> Callable[[Tensor], None]:
-    """A hook that keeps a gradient's norm alone; of several backward passes, norms add in quadrature."""
-
-    def hook(grad: Tensor) -> None:
-        call.grads[0] = grad.detach()
-        call.compact()
-
-    return hook
+def seen_now(passes: Passes) -> Pass | None:
+    """The pass under way, if it is one to look at, and not one that a checkpoint runs again."""
+    return passes.current if looking() and not goes_back() else None
