@@ -188,3 +188,45 @@ def test_what_a_loss_is_made_of_is_no_loss(tmp_path: Path, at_edge: int, edge_fi
     expected = [(samples * (squares[i] + squares[i + 3])) ** 0.5 for i in range(3)]
     measured = read_records(tmp_path / "run").vectors["signal_grad_norm"].values[-1]
     assert measured == pytest.approx(expected, rel=1e-4)
+
+
+class Hidden(nn.Module):
+    """Blocks whose norm is a function: no module takes the stream in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + torch.tanh(layer(F.layer_norm(x, (8,))))
+        return x.mean(1)
+
+
+class Recurrent(nn.Module):
+    """What is read last tells what a sequence was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.rnn(x.unsqueeze(1).expand(-1, 5, -1))[0][:, -1]).squeeze(1)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [(Hidden, "past all but 1 of the 3 layers"), (Recurrent, "rnn: the gradient through time"), (None, "")],
+)
+def test_what_no_rule_on_depth_can_see_is_said(tmp_path: Path, network: type[nn.Module] | None, said: str) -> None:
+    torch.manual_seed(0)
+    model = Residual(4, 8, blocks=False) if network is None else network()
+    x = torch.randn(BATCH, 8)
+    with watch(model, tmp_path / "run") as monitor:
+        loss = model(x).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        monitor.step(loss)
+    notes = read_run(tmp_path / "run")["notes"]
+    assert len(notes) == bool(said)
+    assert all(said in note for note in notes)

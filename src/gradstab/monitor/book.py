@@ -25,7 +25,7 @@ from gradstab.measure.verdict import Verdict
 from gradstab.monitor.chains import watched_step_scale
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.judged_writer import JudgedWriter
-from gradstab.monitor.notes import NOT_IN_SERIES, SCALED
+from gradstab.monitor.notes import SCALED, on_depth
 from gradstab.monitor.record import closing_record, opening_record
 from gradstab.monitor.rows import Row
 from gradstab.report.history import Pictures
@@ -50,6 +50,7 @@ class Book:
         self.directory = directory
         self._give_back = claim(directory)
         self.notes: list[str] = []
+        self._on_depth: list[str] = []
         self.closed = False
         self._thresholds = thresholds
         self._scaled = scaled
@@ -120,11 +121,10 @@ class Book:
             run_directory.write_run(self.directory, self._record | {"notes": self.notes})
 
     def note_series(self, norms: WatchedNorms) -> None:
-        """Note where a line over depth is not taken along all the layers that gradients reach."""
-        count, whole = len(norms.depth), sum(id(norms.layers[i]) in norms.reached for i in norms.alike)
-        self.notes[:] = [note for note in self.notes if not note.startswith(NOT_IN_SERIES.partition("{")[0])]
-        if count < whole:
-            self.notes.append(NOT_IN_SERIES.format(count=count, whole=whole))
+        """Note what a line over depth is not taken along, and does not show."""
+        self.notes[:] = [note for note in self.notes if note not in self._on_depth]
+        self._on_depth = on_depth(norms)
+        self.notes += self._on_depth
 
     def rearrange(self, norms: WatchedNorms) -> None:
         """More layers stand in series than were known so far."""

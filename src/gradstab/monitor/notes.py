@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from torch import nn
+
+from gradstab.monitor.gradients import WatchedNorms
+
 COMPILED = (
     "the network is compiled, and hooks inside it would not run: of its layers, only gradient norms, weight norms and "
     "update ratios are measured"
@@ -22,7 +26,14 @@ NOT_IN_SERIES = (
     "not all layers stand in series (branches, heads, several networks or optimizers): the gradient over depth is "
     "taken along the longest chain, {count} of {whole} layers"
 )
-
+NO_TRUNK = (
+    "skip paths lead past all but {count} of the {whole} layers in series, and what goes into branches was not seen: "
+    "no rule on depth can be applied; it is where blocks, their norms, or their first layers are modules that take it"
+)
+THROUGH_TIME = (
+    "{names}: the gradient through time, from step to step of a sequence, is not measured, and a verdict has no word "
+    "on it"
+)
 IDLE = (
     "the optimizer has not stepped for some steps: if another one moves the network now, tell of it with "
     "follow(optimizer), or learning rates and norms after clipping are not its own"
@@ -43,3 +54,12 @@ EXCHANGED = (
     "the network has other parameters than when watching began ({new} new, {gone} gone): new ones are not measured; "
     "close this monitor, and watch again"
 )
+
+
+def on_depth(norms: WatchedNorms) -> list[str]:
+    """What is to be said of the line over depth, along layers that gradients reach, and of what it does not show."""
+    count, whole = len(norms.depth), sum(id(norms.layers[i]) in norms.reached for i in norms.alike)
+    found = [NOT_IN_SERIES.format(count=count, whole=whole)] * (count < whole)
+    found += [NO_TRUNK.format(count=len(norms.trunk), whole=count)] * (len(norms.trunk) < 2 <= count)
+    names = [layer.name for layer in norms.layers if isinstance(layer.module, nn.RNNBase)]
+    return found + [THROUGH_TIME.format(names=", ".join(names))] * bool(names)
