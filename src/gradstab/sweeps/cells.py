@@ -76,7 +76,7 @@ def work(task: Task) -> str:
         if _disk_is_full(error, folder):
             return DISK_FULL
         if isinstance(error, OSError):
-            reason = f"{directory}: {UNWRITABLE} ({error.strerror})"
+            reason = f"{directory}: {UNWRITABLE} ({error.strerror or error})"
         elif isinstance(error, ConfigError):
             reason = str(error).removeprefix("out_dir=")
         else:  # The ledger itself cannot be written to: nothing can be told of any cell.

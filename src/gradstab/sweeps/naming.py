@@ -39,9 +39,12 @@ def number_of(directory: str) -> int:
 
 
 def cells_in(folder: Path) -> dict[str, str]:
-    """The cells' directories that are there, each by the beginning of its key; of several, that with the first name."""
+    """The cells' directories that can be seen, by the beginning of their keys; of several, that with the first name."""
     pattern = re.compile(rf"\d{{3,}}_(?:[\w.=,+-]+_)?([0-9a-f]{{{SHORT}}})", re.ASCII)
-    names = sorted((entry.name for entry in os.scandir(folder) if entry.is_dir()), reverse=True)
+    try:
+        names = sorted((entry.name for entry in os.scandir(folder) if entry.is_dir()), reverse=True)
+    except OSError:
+        return {}
     return {found[1]: name for name in names if (found := pattern.fullmatch(name))}
 
 
