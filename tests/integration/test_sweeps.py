@@ -433,12 +433,25 @@ def test_a_wrong_sweep_is_refused_before_anything_runs(
 
 
 @pytest.mark.parametrize(
-    "word", ["sweep.retry=failed", "sweep.force=true", "objective=test_loss", "hydra/launcher=joblib"]
+    "word",
+    [
+        *("sweep.retry=failed", "sweep.force=true", "objective=test_loss"),
+        *("hydra/launcher=joblib", "hydra.sweep.dir=x", "++hydra.sweep.dir=x"),
+    ],
 )
 def test_what_is_for_sweeps_is_refused_without_one(here: Here, tmp_path: Path, word: str) -> None:
     done = here("train", *TINY, word)
     assert done.returncode == 2
     assert done.stderr == f"gradstab: {word}: no effect on a single run; add -m for a sweep\n"
+    assert not any(tmp_path.iterdir())
+
+
+def test_where_hydra_puts_runs_is_no_knob_of_a_run(here: Here, tmp_path: Path) -> None:
+    done = here("train", *TINY, "hydra.run.dir=x")
+    assert done.returncode == 2
+    assert (
+        done.stderr == "gradstab: hydra.run.dir=x: no effect, as a run lies where out_dir says; allowed: out_dir=DIR\n"
+    )
     assert not any(tmp_path.iterdir())
 
 

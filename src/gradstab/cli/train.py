@@ -60,7 +60,7 @@ exit codes: 0 completed or diverged, 1 failed, 2 wrong command or configuration,
 """
 FLAGS = (FLAG, "-h", "--help", *HYDRA_FLAGS)
 _exit_codes: list[int] = []
-_ONLY_SWEEPS = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.")
+_ONLY_SWEEPS = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.", "hydra.sweep.")
 
 
 def train(args: Sequence[str]) -> int:
@@ -75,8 +75,10 @@ def train(args: Sequence[str]) -> int:
     if any(word in MULTIRUN for word in args):
         return _sweep(words, own)
     for word in args:
-        if word in own or word.startswith(_ONLY_SWEEPS):
+        if word in own or word.lstrip("+").startswith(_ONLY_SWEEPS):
             raise ConfigError(f"{word}: no effect on a single run; add -m for a sweep")
+        if word.lstrip("+").startswith("hydra.run.dir="):
+            raise ConfigError(f"{word}: no effect, as a run lies where out_dir says; allowed: out_dir=DIR")
     compose(words, _run_job, FLAGS)
     return max(_exit_codes, default=OK)
 
