@@ -99,6 +99,8 @@ def test_a_stream_that_explodes_is_told_of(tmp_path: Path, scale: float, label: 
     x = torch.randn(512, 32)
     verdict = trained(model, tmp_path / "run", x, (x[:, :10] * 3).argmax(1), 0.01, 150)
     assert label in verdict.labels
+    spans = [finding.quantity for finding in verdict.findings if finding.rule == "depth_span"]
+    assert spans == ["stream_grad_norm"] * (label == "exploding")
 
 
 def test_a_first_loss_that_exploded_is_nothing_to_learn_from(tmp_path: Path) -> None:

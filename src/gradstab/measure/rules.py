@@ -96,8 +96,9 @@ def profile_rules(profile: Profile, t: Thresholds) -> list[Holding]:
 
 def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     """The per-sample gradient δ spans too many decades over the hidden layers."""
-    stream = profile.vectors.get("stream_grad_norm", profile.vectors["signal_grad_norm"])
-    signals = stream[profile.depth]
+    # Beside skip paths, what goes into branches stands for them.
+    quantity = "stream_grad_norm" if "stream_grad_norm" in profile.vectors else "signal_grad_norm"
+    signals = profile.vectors[quantity][profile.depth]
     smallest, largest = (float(signals.min()), float(signals.max())) if len(signals) else (math.nan, math.nan)
     # Most looks end here.
     if 0 < smallest <= largest < math.inf and math.log10(largest) - math.log10(smallest) <= _least(profile, t):
@@ -110,7 +111,7 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     layers = [profile.layers[int(i)] for i in profile.depth[known]]
     if delta[high] == 0:
         text = "no gradient reaches any hidden layer: δ is 0 in all of them"
-        return [_span("vanishing", math.inf, *_depth_limit(profile, t, True), text, tuple(layers))]
+        return [_span("vanishing", quantity, math.inf, *_depth_limit(profile, t, True), text, tuple(layers))]
     powers = np.log10(delta, out=np.full(len(delta), -math.inf), where=delta > 0)
     decades = float(powers[high] - powers[low])
     if decades <= _least(profile, t):
@@ -139,7 +140,7 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
         f"layers {small} the input hardly get a gradient" if falls else f"the gradient {large} on its way to the input"
     )
     text = f"δ {span} {layers[low]}{fit}: {meaning}"
-    return [_span("vanishing" if falls else "exploding", decades, limit, key, text, where)]
+    return [_span("vanishing" if falls else "exploding", quantity, decades, limit, key, text, where)]
 
 
 def _some_start_at_zero(profile: Profile) -> bool:
@@ -170,8 +171,10 @@ def _depth_limit(profile: Profile, t: Thresholds, falls: bool) -> tuple[float, s
     return limit, key
 
 
-def _span(kind: str, decades: float, limit: float, key: str, text: str, layers: tuple[str, ...]) -> Holding:
-    rule, quantity, unit = "depth_span", "signal_grad_norm", "decades"
+def _span(
+    kind: str, quantity: str, decades: float, limit: float, key: str, text: str, layers: tuple[str, ...]
+) -> Holding:
+    rule, unit = "depth_span", "decades"
     return Holding(kind, rule, quantity, decades, limit, key, text, layers, about_depth=True, unit=unit)
 
 
