@@ -232,3 +232,98 @@ def test_what_no_rule_on_depth_can_see_is_said(tmp_path: Path, network: type[nn.
     notes = read_run(tmp_path / "run")["notes"]
     assert len(notes) == bool(said)
     assert all(said in note for note in notes)
+
+
+class Detector(nn.Module):
+    """Two outputs, the first of which makes up next to nothing of the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+        self.small, self.large = nn.Linear(32, 3), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(x)
+        return self.small(h), self.large(h)
+
+
+@pytest.mark.parametrize("reduction", ["several outputs", "mean", "sum"])
+def test_what_is_not_constant_is_not_taken_for_it(tmp_path: Path, reduction: str) -> None:
+    torch.manual_seed(0)
+    model = Detector() if reduction == "several outputs" else nn.Sequential(Detector().body, nn.Linear(32, 4))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    x, way = torch.randn(512, 16), torch.randn(16, 4)
+    y = 2 * x @ way + 4 * torch.randn(512, 4)
+    with watch(
+        model, tmp_path / "run", optimizer=optimizer, every=10, reduction="sum" if reduction == "sum" else "mean"
+    ) as monitor:
+        for _ in range(500):
+            found = model(x)
+            if isinstance(found, tuple):
+                loss = F.mse_loss(found[1], y) + 1e-3 * found[0].square().mean()
+            else:
+                loss = F.mse_loss(found, y, reduction=reduction)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            monitor.step(loss)
+            optimizer.step()
+    assert monitor.verdict().labels == ("healthy",)
+    assert ("output_reach" in read_records(tmp_path / "run").scalars) == (reduction != "several outputs")
+
+
+def test_layers_that_are_unfrozen_are_judged_along_their_stream(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Residual(30, 32, blocks=False)
+    model.layers.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+    x = torch.randn(64, 32)
+    with watch(model, tmp_path / "run", optimizer=optimizer, every=5, chance_loss=2.3) as monitor:
+        for step in range(40):
+            if step == 12:
+                model.layers.requires_grad_(True)
+            loss = F.cross_entropy(model(x), x[:, :10].argmax(1))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            monitor.step(loss)
+            optimizer.step()
+    assert len(read_run(tmp_path / "run")["trunk_layers"]) == 30
+    assert "exploding" in monitor.verdict().labels
+
+
+def test_a_part_of_the_stream_is_not_the_stream(tmp_path: Path) -> None:
+    class Parted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4))
+            self.mixed = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for small, mixed in zip(self.small, self.mixed, strict=True):
+                a, b = mixed(x).chunk(2, -1)
+                x = torch.cat([b + 1e-4 * small(a), b], -1)
+            return x
+
+    torch.manual_seed(0)
+    model = Parted()
+    with watch(model, tmp_path / "run") as monitor:
+        loss = model(torch.randn(BATCH, 16)).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        monitor.step(loss)
+        assert "vanishing" not in monitor.verdict().labels
+
+
+def test_an_output_that_is_asked_for_its_slope_has_no_part_in_the_loss(tmp_path: Path) -> None:
+    found = []
+    for penalty in (0.0, 1e-6):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        x, z = torch.randn(BATCH, 4), torch.randn(BATCH, 4, requires_grad=True)
+        with watch(model, tmp_path / f"{penalty}") as monitor:
+            loss = model(x).square().mean()
+            if penalty:
+                (slope,) = torch.autograd.grad(model(z).sum(), z, create_graph=True)
+                loss = loss + penalty * slope.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            monitor.step(loss)
+        found.append(read_records(tmp_path / f"{penalty}").vectors["signal_grad_norm"].values[0][-1])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)

@@ -54,8 +54,9 @@ class Judge:
         self._layers = list(layers)
         self._thresholds = thresholds
         self._theory = theory or {}
-        said = (*(self._theory.get("notes") or ()), self._theory.get("reason") or "")
-        self._batch_norm = "batch_norm" in self._theory or any(str(note).startswith("norm=batch") for note in said)
+        said = (*self._theory, *(self._theory.get("notes") or ()), self._theory.get("reason") or "")
+        behind = ("batch_norm", "stream_batch_norm", "norm=batch")
+        self._batch_norm = any(str(word).startswith(behind) for word in said)
         self.adaptive = adaptive
         self.arrange(hidden, self._layers[:hidden] if depth_layers is None else depth_layers)
         self._losses, self._skips = Losses(thresholds, chance_loss, least_loss), Skips()
@@ -112,7 +113,7 @@ class Judge:
                 self._depth,
                 dict(vectors),
                 first=self._seen == 1,
-                stalled=level is not None and (level > self._thresholds.plateau or self._exploded_at_first),
+                stalled=level is not None and level > self._thresholds.plateau,
                 rising=rising or (self._seen == 1 and self._theory.get("constant_rate") is not True),
                 fallen=rate < FALLEN * self._highest,
                 recovering=self._recovering,
@@ -141,11 +142,6 @@ class Judge:
         self._held = {name: kept for name, kept in self._held.items() if name.rpartition("/")[2] not in rules}
 
     @property
-    def _exploded_at_first(self) -> bool:
-        """Whether levels are counted in a first loss that had exploded: to have left that behind is no learning."""
-        return self._losses.base == FIRST_LOSS and SPAN in self._held and self._held[SPAN][0] == self._first
-
-    @property
     def typical_norm(self) -> float | None:
         """The median global gradient norm of the first steps; None before any was finite."""
         return float(np.median(self._early_norms)) if self._early_norms else None
@@ -156,7 +152,9 @@ class Judge:
         level = self._losses.level
         held = {rule: kept for rule, kept in self._held.items() if self._counts(*kept)}
         if level is not None and level <= self._thresholds.learnt:
-            held = {SPAN: held[SPAN]} if SPAN in held and self._exploded_at_first else {}
+            # A first loss that had exploded may be far above guessing's: to have left it behind is no learning.
+            same = SPAN in held and held[SPAN][0] == self._first and self._losses.base == FIRST_LOSS
+            held = {SPAN: held[SPAN]} if same else {}
         if self._seen > 1:  # Later steps tell by themselves.
             held.pop(f"{FIRST_STEP}/not_learning/tiny_updates", None)
         # How large the first step was may explain what is wrong now; with a loss off the plateau, it did no harm, nor
@@ -203,8 +201,7 @@ class Judge:
         progress = self._losses.add(loss)
         if constant:
             self._losses.take_constant()
-        level = self._losses.level
-        if level is None:
+        if (level := self._losses.level) is None:
             self._keep(step, [], "loss")
             return
         if progress:

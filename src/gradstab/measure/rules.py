@@ -120,6 +120,9 @@ def _depth_span(profile: Profile, t: Thresholds) -> list[Holding]:
     # A line goes through the layers that have a gradient; where some have none at all, they decide.
     falls = low < high if line is None or delta[low] == 0 else line.factor < 1
     limit, key = _depth_limit(profile, t, falls)
+    if quantity == "stream_grad_norm" and profile.batch_norm and not falls:
+        # Batch norm in branches makes the stream's gradient grow with every block, and steps as much smaller.
+        limit, key = limit * t.adaptive_slack, f"{key} × verdict.adaptive_slack"
     # An error that falls says that gradients large in one place and small in another do their work.
     if decades <= limit or (profile.recovering and not falls):
         return []

@@ -17,8 +17,11 @@ _EVEN = (optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam)
 def watched_step_scale(norms: WatchedNorms, model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, float]:
     """``step_scale`` as :func:`gradstab.step_scale.step_scale` has it, once the order of the layers is known.
 
-    Nothing for all but chains of linear layers without skip paths or batch norm, that one of torch's optimizers moves.
+    Nothing for all but chains of linear layers without skip paths or batch norm, that one of torch's optimizers moves;
+    ``stream_batch_norm`` where there are both.
     """
+    if norms.stations and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return {"stream_batch_norm": 1.0}
     chain = list(range(len(norms.layers) - 1))
     plain = norms.series is not None and chain != [] and norms.depth == chain == norms.trunk and not norms.stations
     if not plain or not all(isinstance(layer.module, nn.Linear) for layer in norms.layers):

@@ -74,19 +74,25 @@ class WatchedNorms(GradientNorms[WatchedLayer]):
         kinds = (nn.Embedding, nn.EmbeddingBag)
         return [i for i in range(self.width) if not isinstance(self.layers[i].module, kinds)]
 
-    def take_roots(self, roots: Mapping[int, Any], entries: Mapping[int, Any], optimizers: Sequence[Optimizer]) -> bool:
+    def take_roots(
+        self, roots: Mapping[int, Any], entries: Mapping[int, Any], optimizers: Sequence[Optimizer], *, anew: bool
+    ) -> bool:
         """See which layers stand in series where gradients reach some for the first time; whether more do than before.
 
-        ``roots`` are the autograd nodes of the layers' outputs, by the layers' ids, and ``entries`` of modules' inputs.
+        ``roots`` are the autograd nodes of the layers' outputs, by the layers' ids, and ``entries`` of modules' inputs,
+        all of them where this is to be seen ``anew``.
         """
-        if roots.keys() <= self.reached:
+        if roots.keys() <= self.reached and not anew:
             return False  # None is known of yet, or none that was not.
         self.reached |= roots.keys()
         series = in_series(self.layers, self.alike, roots, optimizers)
-        if self.series is not None and len(series) <= len(self.series):
+        if self.series is not None and len(series) < len(self.series) + (not anew):
             return False
         self.series = series
         self._trunk, self.stations = on_every_path(self.layers, series, roots, entries)
+        if self.stations:
+            # δ before a norm is as large as h is small, and no match for that on a stream.
+            self._trunk = [i for i in self._trunk if i in self.stations or not self.layers[i].normalised]
         return True
 
     def positions(self, parameters: Iterable[nn.Parameter]) -> list[int]:

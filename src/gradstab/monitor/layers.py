@@ -41,7 +41,8 @@ class WatchedLayer:
     """One layer of somebody's network. ``module`` is the one whose output is h; ``weights`` are (owner, tensor's name).
 
     ``parameters`` are what the weights are made of. ``activation`` is known once a watched pass has shown which module
-    takes h in; it stays None where that is a function, or nothing that is known to be elementwise.
+    takes h in; it stays None where that is a function, or nothing that is known to be elementwise. ``normalised`` is
+    whether h was seen to go into a norm, which takes its scale away.
     """
 
     name: str
@@ -49,6 +50,7 @@ class WatchedLayer:
     weights: list[tuple[nn.Module, str]]
     parameters: list[nn.Parameter]
     activation: nn.Module | None = None
+    normalised: bool = False
 
     def weight_parameters(self) -> Sequence[nn.Parameter]:
         """What the gradient norm of the layer is taken of."""
@@ -81,6 +83,11 @@ def is_elementwise(module: nn.Module, extra: tuple[type[nn.Module], ...] = ()) -
 def carries(module: nn.Module) -> bool:
     """Whether what goes into an activation through this module is still the layer's h, normalised or pooled."""
     return isinstance(module, _CARRIERS) or type(module).__name__.endswith("RMSNorm")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module that :func:`carries` normalises."""
+    return "Norm" in type(module).__name__
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:

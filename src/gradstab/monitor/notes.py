@@ -27,8 +27,8 @@ NOT_IN_SERIES = (
     "taken along the longest chain, {count} of {whole} layers"
 )
 NO_TRUNK = (
-    "skip paths lead past all but {count} of the {whole} layers in series, and what goes into branches was not seen: "
-    "no rule on depth can be applied; it is where blocks, their norms, or their first layers are modules that take it"
+    "skip paths lead past all but {count} of the {whole} layers in series, and nothing was seen to go into a branch (a "
+    "module that is a block, its norm or its first layer) that all of them pass: no rule on depth can be applied"
 )
 THROUGH_TIME = (
     "{names}: the gradient through time, from step to step of a sequence, is not measured, and a verdict has no word "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -95,6 +96,11 @@ class Passes:
         """All that count, ready to be read."""
         self._drop_cleared()
         self._compact()
+        # The backward pass never comes to some calls: to an output that is only asked for its slope, say.
+        for one in (one for one in self._counted if one.turn == self._turn):
+            for call in chain(*one.calls.values(), *one.entries.values(), one.outputs):
+                if call.task < self._since:
+                    call.norms = []
         for one in self._counted:
             if one.implied:
                 one.agree()

@@ -106,15 +106,17 @@ def on_streams(
 def reach(outputs: Sequence[list[Call]], reduction: str, scale: Tensor | None) -> Tensor | None:
     """What differences between the network's outputs make of the loss, to first order and at most, [1].
 
-    That is their spread over samples, times the gradient that a sample's own loss has at its output. Far below the
-    loss, it is that of a constant output. None where no pass has shown both, of more than one sample.
+    That is their spread over samples, times the gradient that a sample's own loss has at its output, and times their
+    number for a loss that is a sum. Far below the loss, it is that of a constant output. None where no pass has shown
+    both, of more than one sample.
     """
     calls = [_that_went_back(one) for one in outputs]
     spreads = [call.spread for one in calls for call in one if call.spread is not None]
     gradient = _of_layer(calls, reduction, scale).get("signal_grad_norm")
     if gradient is None or not spreads:
         return None
-    return (torch.stack(spreads).amax() * gradient).reshape(1)
+    samples = sum(one[0].samples for one in calls if one) if reduction == "sum" else 1
+    return (torch.stack(spreads).amax() * gradient * samples).reshape(1)
 
 
 def _that_went_back(calls: list[Call]) -> list[Call]:

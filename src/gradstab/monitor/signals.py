@@ -15,7 +15,7 @@ from gradstab.measure import quantities as q
 from gradstab.monitor import readings, tensors
 from gradstab.monitor.gradients import WatchedNorms
 from gradstab.monitor.judged_writer import REACH
-from gradstab.monitor.layers import WatchedLayer, carries, is_elementwise
+from gradstab.monitor.layers import WatchedLayer, carries, is_elementwise, is_norm
 from gradstab.monitor.passes import Flow, Pass, Passes, goes_back, looking
 from gradstab.monitor.readings import Call
 from gradstab.monitor.settings import Conventions
@@ -131,9 +131,12 @@ class Signals:
 
     def tell_ways(self, norms: WatchedNorms, optimizers: Sequence[Optimizer]) -> bool:
         """Tell ``norms`` by which ways gradients came, and look at no inputs but those that matter; is it news?"""
-        news = norms.take_roots(self.roots, self.streams.entries, optimizers)
-        self.streams.stations = set(norms.stations.values())
-        return news
+        whole = self.streams.stations is None
+        if not self.roots or not norms.take_roots(self.roots, self.streams.entries, optimizers, anew=whole):
+            return False
+        # What is new may have inputs that were not looked at: once more at all.
+        self.streams.stations = set(norms.stations.values()) if whole else None
+        return True
 
     def _on_input(self, module: nn.Module, args: object, kwargs: object) -> None:
         if torch.compiler.is_compiling():
@@ -177,8 +180,7 @@ class Signals:
         if not (outputs := tensors.outputs_of(module, output)):
             return
         h = outputs[0]
-        going_back = goes_back()
-        self.passes.recomputes |= going_back
+        self.passes.recomputes |= (going_back := goes_back())
         current = self.passes.current or self._next(Pass(None, implied=True))
         if current.implied and id(layer) in current.calls and not going_back and current.went_back:
             # A container that is never called itself: calls after a backward pass are the next micro-batch.
@@ -202,12 +204,13 @@ class Signals:
                 self._keep_gradient(tensor, current, call, i)
         self._flow.put(h, layer, call)
 
-    def _on_carrier(self, _module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+    def _on_carrier(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if not looking() or not args or not isinstance(output, Tensor):
             return
         layer, call = self._flow.source(args[0])
         if layer is not None and call is not None:
             self._flow.put(output, layer, call)
+            layer.normalised |= is_norm(module)
 
     def _on_phi_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Slopes are taken before the activation runs: in place, it would overwrite its input."""

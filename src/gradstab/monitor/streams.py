@@ -58,7 +58,10 @@ class Streams:
             return
         x = tensors.computed_in(inputs)
         # Of a node with several outputs no single one need be where all paths meet.
-        if x is None or x.output_nr or current.samples is None:
+        node = None if x is None else x.grad_fn
+        if x is None or node is None or x.output_nr or "Split" in node.name() or "Unbind" in node.name():
+            return
+        if current.samples is None:
             return
         if id(module) not in self.entries:
             self._first = self._first or current

@@ -22,16 +22,12 @@ def outputs_of(module: nn.Module, output: object) -> list[Tensor]:
 
 
 def result_of(output: object, samples: int | None, dim: int) -> Tensor | None:
-    """What a network made of so many samples: the first tensor with as many, and a gradient; None where there is none.
-
-    A loss that the network computes itself may come before it.
-    """
-    for leaf in leaves(output):
-        h = leaf.data if isinstance(leaf, PackedSequence) else leaf
-        known = is_dense(h) and h.is_floating_point() and h.requires_grad and h.ndim > 0
-        if known and h.shape[batch_axis(h, dim)] == samples:
-            return h
-    return None
+    """What a network made of so many samples: the only tensor with a gradient, beside a loss of its own; else None."""
+    found = [leaf.data if isinstance(leaf, PackedSequence) else leaf for leaf in leaves(output)]
+    found = [h for h in found if h.requires_grad and h.ndim > 0]
+    if len(found) != 1 or not is_dense(found[0]) or not found[0].is_floating_point():
+        return None
+    return found[0] if found[0].shape[batch_axis(found[0], dim)] == samples else None
 
 
 def computed_in(inputs: object) -> Tensor | None:
